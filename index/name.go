@@ -1,0 +1,68 @@
+package index
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Prefix is where all indexes of a store are.
+const Prefix = "index/"
+
+// maxEscaped bounds an escaped cache name, so that it is one file name with room for a temporary one's suffix.
+const maxEscaped = 200
+
+// Path returns the object's key of a cache name: "index/" and the name with every byte other than letters, digits and
+// "._-+@=" written as "~" and two hexadecimal digits, a dot at its start as well. It refuses names that are empty, too
+// long, not UTF-8, or hold control characters.
+func Path(name string) (string, error) {
+	if name == "" {
+		return "", fmt.Errorf("a cache name is empty")
+	}
+	if !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+		return "", fmt.Errorf("cache name %q holds bytes that are not text", name)
+	}
+	var b strings.Builder
+	for i := range len(name) {
+		c := name[i]
+		if plain(c) && (c != '.' || i > 0) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "~%02x", c)
+		}
+	}
+	if b.Len() > maxEscaped {
+		return "", fmt.Errorf("cache name %q is too long: %d bytes when escaped, %d are allowed", name, b.Len(), maxEscaped)
+	}
+	return Prefix + b.String(), nil
+}
+
+func plain(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("._-+@=", c) >= 0
+}
+
+// ParsePath is the inverse of [Path]. A key that Path would not have made is refused.
+func ParsePath(path string) (name string, err error) {
+	rest, ok := strings.CutPrefix(path, Prefix)
+	if !ok {
+		return "", fmt.Errorf("not an index's path: %q", path)
+	}
+	var b strings.Builder
+	for i := 0; i < len(rest); i++ {
+		if rest[i] != '~' {
+			b.WriteByte(rest[i])
+			continue
+		}
+		var c byte
+		if _, err := fmt.Sscanf(rest[i+1:min(i+3, len(rest))], "%02x", &c); err != nil {
+			return "", fmt.Errorf("not an index's path: %q", path)
+		}
+		b.WriteByte(c)
+		i += 2
+	}
+	if again, err := Path(b.String()); err != nil || again != path {
+		return "", fmt.Errorf("not an index's path: %q", path)
+	}
+	return b.String(), nil
+}
