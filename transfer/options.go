@@ -2,11 +2,9 @@ package transfer
 
 import "nbc/mtime"
 
-// Tree says which files a restore or save is about.
+// Tree says which files of a source tree a restore or a save is about. Patterns are relative to the tree.
 type Tree struct {
-	// Root is the source tree, absolute.
-	Root string
-	// Dirs are the patterns of the cache directories, relative to Root.
+	// Dirs are the patterns of the cache directories.
 	Dirs []string
 	// Exclude are patterns of artifacts that are left out of a save.
 	Exclude []string
@@ -20,9 +18,6 @@ type RestoreOptions struct {
 	// Name is the cache name, Fallbacks those that are tried, in order, when it has no index that can be used.
 	Name      string
 	Fallbacks []string
-	// State is the file of the receipt; "" keeps it in memory (Restored.Receipt). Its journal and lock stand beside it,
-	// or, when it is "", beside DefaultState(Root).
-	State string
 	// Times and OnSkew choose the times of files.
 	Times  mtime.Times
 	OnSkew mtime.OnSkew
@@ -34,19 +29,11 @@ type RestoreOptions struct {
 
 // SaveOptions say what to save.
 type SaveOptions struct {
-	// Tree and Name are taken from the receipt if Name is "". Root is always needed.
-	Tree
+	// Name is the cache name. If it is "", name and Tree are taken from the receipt.
 	Name string
+	Tree
 	// Fallbacks are names whose chunks may be used again, where there is no receipt.
 	Fallbacks []string
-	// State is as in RestoreOptions.
-	State string
 	// Failed says that the build failed: the save then keeps its progress only where that cannot replace something better.
 	Failed bool
-}
-
-// TimesOptions say where the second pass of the times is to be made.
-type TimesOptions struct {
-	Root  string
-	State string
 }
