@@ -22,7 +22,9 @@ var (
 	// ErrUnavailable says that the store could not be reached, or kept failing or stalling until the attempts were used
 	// up. Nothing is known about the object.
 	ErrUnavailable = errors.New("store is unavailable")
-	// ErrConflict says that a conditional Put found another version, or an object where none should be.
+	// ErrConflict says that a conditional Put found another version, or an object where none should be, or none where
+	// one should be. When the reply to a first attempt was lost it can also mean that the object was put, and has been
+	// replaced since.
 	ErrConflict = errors.New("object was changed by another writer")
 	// ErrTooLarge says that an object is larger than the caller allowed for.
 	ErrTooLarge = errors.New("object is too large")
@@ -31,7 +33,10 @@ var (
 // MaxObject bounds a whole object in bytes. The largest are indexes; one of a million files has about 60 MB.
 const MaxObject = 1 << 28
 
-// Store keeps objects. Keys are relative paths of letters, digits and "./_-+@=~", at most 255 bytes for each element.
+// Store keeps objects. Keys are relative paths as [CheckKey] allows them; every method refuses others, except that List
+// takes any string for its prefix and passes over what has no such key. No key is another one's folder: beside "a/b"
+// there is no "a".
+//
 // All methods may be called concurrently. Data passed in is not kept after the call and not changed; data returned
 // belongs to the caller.
 type Store interface {
@@ -40,7 +45,8 @@ type Store interface {
 
 	// Put makes data the object at key. When it returns nil, every later Get and List anywhere sees it; a concurrent Get
 	// sees the old object or the new one, whole. On an error either may be there. It returns the new version. If c is
-	// not met, nothing is changed and the error is ErrConflict.
+	// not met, nothing is changed and the error is ErrConflict. The same bytes may or may not get the same version
+	// again; other bytes get another one.
 	Put(ctx context.Context, key string, data []byte, c Condition) (version string, err error)
 
 	// List calls yield for every object whose key starts with prefix, in the order of the keys; what is put or deleted
@@ -53,7 +59,7 @@ type Store interface {
 
 // Read says which part of an object to get. The zero value asks for all of it.
 type Read struct {
-	// Offset is where to begin. At or past the object's end the data is empty.
+	// Offset is where to begin. At or past the object's end the data is empty; version and size are told all the same.
 	Offset int64
 	// Length is how many bytes at most; 0 asks for all up to the end.
 	Length int64
@@ -78,7 +84,7 @@ type Object struct {
 	Size int64
 }
 
-// Condition of a Put. The zero value replaces whatever is there.
+// Condition of a Put. The zero value replaces whatever is there. At most one field may be set.
 type Condition struct {
 	// IfAbsent asks that no object is at the key.
 	IfAbsent bool
