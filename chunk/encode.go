@@ -22,6 +22,7 @@ var encoder = sync.OnceValue(func() *zstd.Encoder {
 		zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithEncoderCRC(false),
 		zstd.WithWindowSize(1<<20),
+		zstd.WithZeroFrames(true),
 		zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
 	if err != nil {
 		panic(err) // the options are constants
@@ -45,14 +46,24 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 func Encode(dst, plain []byte) []byte { return encoder().EncodeAll(plain, dst) }
 
 // MaxEncoded bounds the stored form of a chunk of size bytes: zstd keeps what it cannot compress as it is, and adds
-// 3 bytes for each block of up to 128 KiB, and a header.
+// 3 bytes for each block of up to 128 KiB, and a header. [Decode] refuses what is longer.
 func MaxEncoded(size int) int { return size + size>>10 + 64 }
 
 // Decode appends the plain bytes of the chunk id to buf[:0], size of them, and returns it. It returns [ErrCorrupt]
-// if stored is anything but that chunk. A buffer with a capacity of size is not reallocated.
+// if stored is anything but one zstd frame of that chunk. A buffer with a capacity of size is not reallocated; what it
+// held is lost, on an error too.
 func Decode(buf, stored []byte, id ID, size int) ([]byte, error) {
 	if size < 0 || size > MaxSize {
 		return nil, fmt.Errorf("%w: %s: size %d is out of bounds", ErrCorrupt, id, size)
+	}
+	if len(stored) > MaxEncoded(size) {
+		return nil, fmt.Errorf("%w: %s: %d bytes are stored for %d", ErrCorrupt, id, len(stored), size)
+	}
+	switch claim, err := FrameSize(stored); {
+	case err != nil:
+		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, id, err)
+	case claim != uint64(size):
+		return nil, fmt.Errorf("%w: %s: %d bytes instead of %d", ErrCorrupt, id, claim, size)
 	}
 	if cap(buf) < size {
 		buf = make([]byte, 0, size)

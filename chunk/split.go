@@ -54,31 +54,61 @@ func (p Params) Average() int { return p.Min + 1<<p.Bits }
 // [Splitter.Reset] instead of making many.
 type Splitter struct {
 	params  Params
+	source  source
 	chunker *chunker.Chunker
 }
 
 // NewSplitter returns a Splitter for r. The params must be valid.
 func NewSplitter(r io.Reader, p Params) *Splitter {
-	c := chunker.NewWithBoundaries(r, chunker.Pol(p.Polynomial), uint(p.Min), uint(p.Max))
-	c.SetAverageBits(p.Bits)
-	return &Splitter{params: p, chunker: c}
+	s := &Splitter{params: p}
+	s.source.r = r
+	s.chunker = chunker.NewWithBoundaries(&s.source, chunker.Pol(p.Polynomial), uint(p.Min), uint(p.Max))
+	s.chunker.SetAverageBits(p.Bits)
+	return s
 }
 
-// Reset starts a new stream.
+// Reset starts a new stream, whether or not the one before was read to its end.
 func (s *Splitter) Reset(r io.Reader) {
-	s.chunker.ResetWithBoundaries(r, chunker.Pol(s.params.Polynomial), uint(s.params.Min), uint(s.params.Max))
+	s.source = source{r: r}
+	s.chunker.ResetWithBoundaries(&s.source, chunker.Pol(s.params.Polynomial), uint(s.params.Min), uint(s.params.Max))
 	s.chunker.SetAverageBits(s.params.Bits)
 }
 
 // Next appends the next chunk to buf[:0] and returns it, or [io.EOF] after the last one. An empty stream has no
-// chunk. A buffer with a capacity of Params.Max is never reallocated.
+// chunk. A buffer with a capacity of Params.Max is never reallocated. After a read that failed every call returns its
+// error, and nothing of the chunk that was being read.
 func (s *Splitter) Next(buf []byte) ([]byte, error) {
-	c, err := s.chunker.Next(buf[:0])
-	if err != nil {
-		if !errors.Is(err, io.EOF) {
-			err = fmt.Errorf("splitting: %w", err)
-		}
-		return nil, err
+	if s.source.err != nil {
+		return nil, fmt.Errorf("splitting: %w", s.source.err)
 	}
-	return c.Data, nil
+	c, err := s.chunker.Next(buf[:0])
+	switch {
+	case err == nil:
+		return c.Data, nil
+	case s.source.err != nil:
+		return nil, fmt.Errorf("splitting: %w", s.source.err)
+	case errors.Is(err, io.EOF):
+		return nil, io.EOF
+	}
+	return nil, fmt.Errorf("splitting: %w", err)
+}
+
+// source keeps the error of a read away from the chunker, which would take [io.ErrUnexpectedEOF] for the end of its
+// buffer, and read on for ever.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+var errRead = errors.New("the stream cannot be read")
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped EOF is a failure by the rules of io.Reader
+		if errors.Is(err, io.EOF) {
+			err = fmt.Errorf("%w: %v", io.ErrUnexpectedEOF, err) //nolint:errorlint // nobody may take it for the end
+		}
+		s.err, err = err, errRead
+	}
+	return n, err
 }
