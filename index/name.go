@@ -1,6 +1,7 @@
 package index
 
 import (
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"unicode"
@@ -54,11 +55,11 @@ func ParsePath(path string) (name string, err error) {
 			b.WriteByte(rest[i])
 			continue
 		}
-		var c byte
-		if _, err := fmt.Sscanf(rest[i+1:min(i+3, len(rest))], "%02x", &c); err != nil {
+		c, err := hex.DecodeString(rest[i+1 : min(i+3, len(rest))])
+		if err != nil {
 			return "", fmt.Errorf("not an index's path: %q", path)
 		}
-		b.WriteByte(c)
+		b.Write(c)
 		i += 2
 	}
 	if again, err := Path(b.String()); err != nil || again != path {
