@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"nbc/transfer/store"
+	"nbc/transfer/store/dir"
+)
+
+const storesHelp = `A store is named by a URL, in --store or NBC_STORE:
+
+  (nothing)                  a directory below your cache directory
+  file:///abs/path           a directory
+  /abs/path, ./path          a directory
+  s3://bucket/prefix?...     S3, or a server that speaks its protocol
+
+Credentials for S3 come from where the AWS tools have them: environment, files,
+roles. After the question mark may stand
+
+  region=eu-west-1           unless it is where the AWS tools have it
+  endpoint=http://host:port  of a server that is not Amazon's: MinIO, Ceph, R2
+  path-style=true            the bucket in the path, as most of those want it,
+                             and not in the host name
+
+joined by "&"; put the URL in quotes then.`
+
+// location is a store that is named and not yet opened.
+type location struct {
+	dir string   // of a directory store
+	url *url.URL // of any other; nil with an empty dir is the default
+}
+
+// openedStore is a store that can be closed.
+type openedStore interface {
+	store.Store
+	Close() error
+}
+
+// parseStore reads the value of --store. Its errors are mistakes of the user.
+func parseStore(text string) (location, error) {
+	if text == "" {
+		return location{}, nil
+	}
+	if first, _, _ := strings.Cut(text, "/"); first == "" || first == "." || first == ".." {
+		return location{dir: text}, nil
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		return location{}, err
+	}
+	switch u.Scheme {
+	case "file":
+		if u.Host != "" && u.Host != "localhost" || u.Path == "" || u.RawQuery != "" || u.Opaque != "" {
+			return location{}, &hinted{
+				fmt.Errorf("%q does not name a directory of this machine", text), "it begins with three slashes: file:///abs/path",
+			}
+		}
+		return location{dir: u.Path}, nil
+	case "s3":
+		return location{url: u}, nil
+	case "":
+		return location{}, &hinted{fmt.Errorf("%q is not a URL", text), "a directory begins with / or ./"}
+	}
+	return location{}, &hinted{
+		fmt.Errorf("no store of the kind %q is known", u.Scheme), "it can be s3, file or a path; see nbc help stores",
+	}
+}
+
+// open opens the store, which for a directory makes it.
+func (l location) open(ctx context.Context, o *options) (openedStore, error) {
+	switch {
+	case l.dir != "":
+		return dir.Open(l.dir)
+	case l.url == nil:
+		path, err := defaultStore()
+		if err != nil {
+			return nil, err
+		}
+		return dir.Open(path)
+	}
+	return nil, errors.New("not yet")
+}
+
+// defaultStore returns the directory of the store that needs no configuration.
+func defaultStore() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", &hinted{fmt.Errorf("there is no place for a store: %w", err), "name one with --store or NBC_STORE"}
+	}
+	return filepath.Join(cache, "nbc"), nil
+}

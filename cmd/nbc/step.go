@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"nbc/transfer"
+)
+
+// place is where a verb works: its arguments, checked before anything is done.
+type place struct {
+	root  string
+	tree  transfer.Tree
+	store location
+	// private builds begin and end with this process.
+	private bool
+}
+
+// place checks the flags that all verbs have.
+func (a *app) place(cmd *cobra.Command) (place, error) {
+	var p place
+	var err error
+	if p.root, err = a.options.root(cmd); err != nil {
+		return p, err
+	}
+	if p.store, err = parseStore(a.options.store); err != nil {
+		return p, usagef("%s: %w", origin(cmd, "store"), err)
+	}
+	p.tree, err = a.options.tree(cmd, p.root, p.store)
+	return p, err
+}
+
+// session is a tree that is open, and the store for it.
+type session struct {
+	build *transfer.Build
+	store openedStore
+	// progress of what is being done; a new one for each step.
+	cache *transfer.Cache
+}
+
+// open opens the store and the tree.
+func (a *app) open(ctx context.Context, p place) (*session, error) {
+	s, err := p.store.open(ctx, &a.options)
+	if err != nil {
+		return nil, err
+	}
+	cache := &transfer.Cache{
+		Store:    s,
+		Log:      slog.New(&warnings{console: a.console, said: new(sync.Map)}),
+		Progress: new(transfer.Progress),
+		Requests: a.options.requests,
+		Version:  version(),
+	}
+	build, err := cache.Open(p.root, a.options.state, p.private)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &session{build: build, store: s, cache: cache}, nil
+}
+
+func (s *session) close() error { return errors.Join(s.build.Close(), s.store.Close()) }
+
+// within limits work to --timeout, and says so in its error.
+func (a *app) within(ctx context.Context, work func(context.Context) error) error {
+	if a.options.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, a.options.timeout)
+		defer cancel()
+	}
+	return because(ctx, a.options.timeout, work(ctx))
+}
+
+// step does the one thing that a verb is for, doing as people call it, and lets signals end it.
+func (a *app) step(cmd *cobra.Command, p place, doing string, work func(context.Context, *transfer.Build) error) error {
+	sig := listen()
+	defer sig.stop()
+	err := a.within(sig.working(cmd.Context()), func(ctx context.Context) (err error) {
+		s, err := a.open(ctx, p)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.close()) }()
+		defer a.watch(doing, s.cache.Progress)()
+		return work(ctx, s.build)
+	})
+	a.raise = sig.caught()
+	return err
+}
+
+// report tells what became of a step: on stderr in a line, with --json on stdout as well.
+func (a *app) report(err error, summary string, object any) {
+	if a.options.json {
+		a.printJSON(object)
+	}
+	switch {
+	case err != nil:
+		a.failed(err)
+	case !a.options.quiet:
+		a.console.line(summary)
+	}
+}
+
+// failed tells of an error of the cache and sets the exit code.
+func (a *app) failed(err error) {
+	hint := hintFor(err)
+	k := kindOf(err)
+	if a.options.bestEffort && k.name != "usage" {
+		a.console.warn(oneLine(err))
+		if hint != "" {
+			a.console.line("hint: " + hint)
+		}
+		return
+	}
+	if a.raise == 0 && (k.name == "unavailable" || k.name == "timeout") {
+		hint += "; with --best-effort a build goes on without its cache"
+	}
+	a.console.fail(err, hint)
+	a.code = k.code
+}
+
+// emptyReport is the report of a step that did not come to make one.
+func (a *app) emptyReport(action, name string) transfer.Report {
+	return transfer.Report{Version: transfer.ReportVersion, Action: action, Name: name}
+}
