@@ -1,48 +1,109 @@
 package transfer
 
 import (
-	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"nbc/index"
 )
 
 // Build is one build in one source tree: a restore, perhaps a second pass over the times, and a save. While it is open,
 // no other nbc works in the tree. Its methods are not safe for concurrent use.
 type Build struct {
-	cache *Cache
-	root  string
-	// Warnings and other fields of the state are below
+	cache   *Cache
+	root    string
+	stat    index.Stat // of root
+	state   *state
+	private bool
+	receipt *receipt // of a private build
 }
 
 // Open begins a build in the source tree root. What a nbc that was killed has left in the tree is cleaned up first.
 //
 // The receipt is kept in the file state, so that a later process can go on; if state is "", in [DefaultState]. With
-// private it is kept in memory alone: the build begins and ends with this process. A journal and a lock stand beside
-// the file in either case. It returns [ErrBusy] while another process has the tree open.
+// private the receipt of a restore is kept in memory alone: the build begins and ends with this process. A journal and
+// a lock stand beside the file in either case. It returns [ErrBusy] while another process has the tree open.
 func (c *Cache) Open(root, state string, private bool) (*Build, error) {
-	return nil, errors.New("transfer: open")
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("finding the source tree: %w", err)
+	}
+	if root, err = filepath.EvalSymlinks(root); err != nil {
+		return nil, fmt.Errorf("%w: source tree: %w", ErrUsage, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil {
+		return nil, fmt.Errorf("%w: source tree: %w", ErrUsage, &os.PathError{Op: "stat", Path: root, Err: err})
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil, fmt.Errorf("%w: source tree %s is not a directory", ErrUsage, root)
+	}
+	if state == "" {
+		if state, err = DefaultState(root); err != nil {
+			return nil, err
+		}
+	}
+	if state, err = filepath.Abs(state); err != nil {
+		return nil, fmt.Errorf("finding the receipt: %w", err)
+	}
+	if rel, err := filepath.Rel(root, state); err == nil && filepath.IsLocal(rel) && root != "/" {
+		return nil, fmt.Errorf("%w: the receipt %s is inside the source tree, where it would be a source", ErrUsage, state)
+	}
+	s, err := openState(state)
+	if err != nil {
+		return nil, err
+	}
+	mine := *c
+	if mine.Progress == nil {
+		mine.Progress = new(Progress)
+	}
+	b := &Build{cache: &mine, root: root, stat: index.StatOf(&st), state: s, private: private}
+	cleaned, err := s.recover()
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	if cleaned {
+		c.log().Warn("cleaned up after a restore that was killed")
+	}
+	return b, nil
 }
 
 // Close gives the tree free.
-func (b *Build) Close() error { return nil }
+func (b *Build) Close() error { return b.state.close() }
 
-// Restore puts back what the cache name, or a fallback, holds. A miss is not an error: the report says why. On an error
-// the tree is as it was, and the report, never nil, says what is known.
-func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, error) {
-	return nil, errors.New("transfer: restore")
+// Root returns the source tree, absolute and without links.
+func (b *Build) Root() string { return b.root }
+
+// load returns the receipt of the last restore or save in this tree, or nil.
+func (b *Build) load() *receipt {
+	if b.receipt != nil {
+		return b.receipt
+	}
+	return readReceipt(b.state.path, b.root, b.stat)
 }
 
-// Times is the second pass: sources that were written since the restore, and hold what the index had, get the time that
-// the index had.
-func (b *Build) Times(ctx context.Context) (*TimesReport, error) {
-	return nil, errors.New("transfer: times")
+// keep makes r the receipt.
+func (b *Build) keep(r *receipt) error {
+	r.Root, r.RootDev, r.RootIno = b.root, b.stat.Dev, b.stat.Ino
+	if b.private {
+		b.receipt = r
+		if r.Outcome != outcomeSaved {
+			return nil
+		}
+	}
+	crash("receipt")
+	defer crash("receipt written")
+	return r.write(b.state.path)
 }
 
-// Save stores what the cache directories hold. On an error the old index is in place, unless the report, never nil,
-// says otherwise.
-func (b *Build) Save(ctx context.Context, o SaveOptions) (*SaveReport, error) {
-	return nil, errors.New("transfer: save")
+// forget makes sure that there is no receipt.
+func (b *Build) forget() error {
+	b.receipt = nil
+	crash("forget")
+	defer crash("forgotten")
+	return removeReceipt(b.state.path)
 }
-
-// DefaultState returns the file of the receipt of the tree root: in the user's state directory, under a name made from
-// the tree's absolute path. Where there is no such directory, it is one of the user's own below the temporary directory.
-func DefaultState(root string) (string, error) { return "", errors.New("transfer: state") }

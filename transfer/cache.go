@@ -48,7 +48,7 @@ type Cache struct {
 	Store store.Store
 	// Log gets warnings: things that did not stop the work and that a user should know. Nil discards them.
 	Log *slog.Logger
-	// Progress is added to while work goes on, for somebody to look at. Nil counts for nobody.
+	// Progress is added to while work goes on, for somebody to look at; nil if nobody does.
 	Progress *Progress
 	// Requests is how many requests may be under way at once; 0 means 64, which hides a round trip of 30 ms.
 	Requests int
@@ -59,7 +59,7 @@ type Cache struct {
 	Clock func() time.Time
 }
 
-// Progress counts what was done. All fields may be read at any time.
+// Progress counts what a step of a build has done so far; the next step begins at 0. All fields may be read at any time.
 type Progress struct {
 	Phase       atomic.Pointer[string] // what is going on, for people: "hashing sources"
 	Files       atomic.Int64           // sources hashed, or artifacts written or read
@@ -71,18 +71,19 @@ type Progress struct {
 
 func (p *Progress) phase(s string) { p.Phase.Store(&s) }
 
+// start begins to count anew.
+func (p *Progress) start(phase string) {
+	p.phase(phase)
+	for _, n := range []*atomic.Int64{&p.Files, &p.Bytes, &p.TotalBytes, &p.Chunks, &p.Transferred} {
+		n.Store(0)
+	}
+}
+
 func (c *Cache) log() *slog.Logger {
 	if c.Log == nil {
 		return slog.New(slog.DiscardHandler)
 	}
 	return c.Log
-}
-
-func (c *Cache) progress() *Progress {
-	if c.Progress == nil {
-		return new(Progress)
-	}
-	return c.Progress
 }
 
 func (c *Cache) requests() int {

@@ -1,0 +1,157 @@
+package transfer
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"nbc/chunk"
+	"nbc/index"
+)
+
+// receiptVersion changes whenever a receipt of an earlier nbc must not be used. It is a private file of one machine: an
+// unknown one counts as none.
+const receiptVersion = 1
+
+// outcome of the restore that left a receipt, or that a save has used it up.
+type outcome string
+
+const (
+	outcomeHit    outcome = "hit"
+	outcomeMiss   outcome = "miss"
+	outcomeFailed outcome = "failed"
+	outcomeSaved  outcome = "saved"
+)
+
+// receipt is the note that a restore leaves for the save of the same build: what it put where, so that the save need
+// not read it again, and what the sources were before the build.
+//
+// A save turns it into one with outcomeSaved. No other save may use that, but a restore still sees by it that what lies
+// in the cache directories is in the store, and not somebody's only copy.
+type receipt struct {
+	Version int     `cbor:"version"`
+	Outcome outcome `cbor:"outcome"`
+
+	// Root names the tree by path, device and inode: a receipt is no use in another tree at the same place.
+	Root             string `cbor:"root"`
+	RootDev, RootIno uint64
+
+	Name      string   `cbor:"name"`
+	Fallbacks []string `cbor:"fallbacks"`
+	Tree      Tree     `cbor:"tree"`
+	// Absent says that the store was reached and had no index of Name.
+	Absent bool `cbor:"absent"`
+	// Damaged are the names whose index cannot be trusted to have its chunks.
+	Damaged []string `cbor:"damaged"`
+
+	// Restored is the name that this build was restored from; "" after a miss.
+	Restored string `cbor:"restored"`
+	// Base is the name of the index that Files came from, and BaseData the index as it was read or saved, so that the
+	// next save sees the same one even if it was replaced meanwhile.
+	Base     string `cbor:"base"`
+	BaseData []byte `cbor:"basedata"`
+
+	// Sources and SourceStats are what the build tool saw, before the build, in the same order.
+	Sources     []index.Source `cbor:"sources"`
+	SourceStats []index.Stat   `cbor:"sourcestats"`
+	// SourceProbe is for SourceStats what Probe is for Files.
+	SourceProbe int64 `cbor:"sourceprobe"`
+	// Shift is what was added to recorded times, in nanoseconds: 0 or less.
+	Shift int64 `cbor:"shift"`
+
+	// Files are the artifacts in place that are not directories, sorted by path, each with its lstat.
+	Files []receiptFile `cbor:"files"`
+	// Probe is the time, by the clock of the file system, of a moment at which all Files were as their Stats say. A file
+	// whose ctime is not older is racy: it may have been written once more within the same tick of that clock.
+	Probe int64 `cbor:"probe"`
+}
+
+type receiptFile struct {
+	_    struct{} `cbor:",toarray"`
+	Path string
+	Stat index.Stat
+}
+
+// untouched says whether the file that now has this stat is, byte for byte, what the receipt speaks of.
+//
+// Each part is needed: size and mtime change with nearly every write, ctime with every one, also when a tool puts the
+// mtime back; device and inode tell a file that was renamed into place; the mode belongs to what is saved; and the
+// ctime must be older than the probe, since two writes within one tick of the kernel's clock leave the same times
+// (git's documentation calls this the racy index). A clock that was set back makes new ctimes that differ from the
+// recorded one.
+func (f *receiptFile) untouched(now index.Stat, probe int64) bool {
+	return f.Stat == now && now.CTime < probe
+}
+
+// lookup returns a function that finds a receipt's files by their paths.
+func (r *receipt) lookup() func(path string) (*receiptFile, bool) {
+	if r == nil {
+		return func(string) (*receiptFile, bool) { return nil, false }
+	}
+	m := make(map[string]*receiptFile, len(r.Files))
+	for i := range r.Files {
+		m[r.Files[i].Path] = &r.Files[i]
+	}
+	return func(path string) (*receiptFile, bool) { f, ok := m[path]; return f, ok }
+}
+
+// canonical CBOR; a receipt has as many elements as the tree has files.
+var (
+	receiptEnc = must(cbor.EncOptions{}.EncMode())
+	receiptDec = must(cbor.DecOptions{
+		MaxArrayElements:   index.MaxEntries + index.MaxSources,
+		ByteStringToString: cbor.ByteStringToStringAllowed,
+		UTF8:               cbor.UTF8DecodeInvalid, // paths are bytes
+	}.DecMode())
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return v
+}
+
+// write puts the receipt in place, whole.
+func (r *receipt) write(path string) error {
+	r.Version = receiptVersion
+	data, err := receiptEnc.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("writing the receipt: %w", err)
+	}
+	// A digest at the end tells a receipt that a power failure has left without its bytes.
+	sum := chunk.Sum(data)
+	if err := replaceFile(path, append(data, sum[:]...)); err != nil {
+		return fmt.Errorf("writing the receipt: %w", err)
+	}
+	return nil
+}
+
+// readReceipt returns the receipt of the tree that root and st speak of, or nil: whatever is doubtful is no receipt.
+func readReceipt(path, root string, st index.Stat) *receipt {
+	data, err := os.ReadFile(path) //nolint:gosec // the user names the file
+	if err != nil || len(data) < chunk.IDSize {
+		return nil
+	}
+	body := data[:len(data)-chunk.IDSize]
+	var r receipt
+	if chunk.Sum(body) != chunk.ID(data[len(body):]) || receiptDec.Unmarshal(body, &r) != nil {
+		return nil
+	}
+	if r.Version != receiptVersion || r.Root != root || r.RootDev != st.Dev || r.RootIno != st.Ino ||
+		len(r.Sources) != len(r.SourceStats) {
+		return nil
+	}
+	return &r
+}
+
+// removeReceipt makes sure that no receipt speaks of the tree while it changes.
+func removeReceipt(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the old receipt: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,512 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"nbc/chunk"
+	"nbc/index"
+	"nbc/mtime"
+	"nbc/transfer/store"
+)
+
+// saving is one run of Save.
+type saving struct {
+	*Build
+	o       SaveOptions
+	report  *SaveReport
+	walker  index.Walker
+	receipt *receipt // of this build's restore, or nil
+	params  chunk.Params
+	state   State
+
+	base  *base
+	dead  dead
+	known map[chunk.ID]uint64 // chunks that the store has, under which epoch
+
+	entries []index.Entry
+	files   []content
+	stats   []receiptFile
+	sources []index.Source
+	probe   int64
+	read    atomic.Bool // some file was read
+}
+
+// Save stores what the cache directories hold. Chunks go first and the index last, so a reader sees the old tree or the
+// new one, whole. On an error the old index is in place, unless the error says that the new one could not be
+// acknowledged. That a rule forbids the save is not an error: the report, never nil, says which.
+func (b *Build) Save(ctx context.Context, o SaveOptions) (*SaveReport, error) {
+	start := b.cache.now()
+	s := &saving{Build: b, o: o, report: &SaveReport{Report: Report{Version: ReportVersion, Action: "save", Name: o.Name}}}
+	defer func() { s.report.Seconds = b.cache.now().Sub(start).Seconds() }()
+	b.cache.Progress.start("saving")
+	if err := s.takeReceipt(); err != nil {
+		return s.report, err
+	}
+	if reason := s.forbidden(); reason != "" {
+		s.report.Reason = reason
+		return s.report, nil
+	}
+	const attempts = 3
+	for try := 1; ; try++ {
+		err := s.save(ctx)
+		if err == nil {
+			break
+		}
+		if m := (miss{}); errors.As(err, &m) {
+			s.report.Reason = m.reason
+			return s.report, nil
+		}
+		if !errors.Is(err, ErrChanging) || try == attempts {
+			return s.report, err
+		}
+	}
+	return s.report, nil
+}
+
+// takeReceipt finds out what is to be saved, and from which receipt.
+func (s *saving) takeReceipt() error {
+	r := s.load()
+	if s.o.Name == "" {
+		if r == nil {
+			return fmt.Errorf("%w in this tree: restore first, or name what to save", ErrNoReceipt)
+		}
+		if r.Outcome == outcomeSaved {
+			return fmt.Errorf("%w: the build of the last one was saved already; restore again, or name what to save",
+				ErrNoReceipt)
+		}
+		s.o.Name, s.o.Fallbacks = r.Name, r.Fallbacks
+		if len(s.o.Dirs) == 0 {
+			s.o.Dirs = r.Tree.Dirs
+		}
+		if len(s.o.Exclude) == 0 {
+			s.o.Exclude = r.Tree.Exclude
+		}
+		if len(s.o.IgnoreSources) == 0 {
+			s.o.IgnoreSources = r.Tree.IgnoreSources
+		}
+	}
+	s.report.Name = s.o.Name
+	if _, err := index.Path(s.o.Name); err != nil {
+		return fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	for _, n := range s.o.Fallbacks {
+		if _, err := index.Path(n); err != nil {
+			return fmt.Errorf("%w: %w", ErrUsage, err)
+		}
+	}
+	var err error
+	if s.walker, err = s.o.walker(); err != nil {
+		return err
+	}
+	s.receipt = r
+	return nil
+}
+
+// before says whether the receipt knows the sources as they were before the build that is to be saved.
+func (s *saving) before() bool {
+	r := s.receipt
+	return r != nil && r.Outcome != outcomeSaved && len(r.Sources) > 0 &&
+		slices.Equal(r.Tree.Dirs, s.o.Dirs) && slices.Equal(r.Tree.IgnoreSources, s.o.IgnoreSources)
+}
+
+// forbidden says why a failed build's artifacts are not saved. An outage followed by a failing build must not replace
+// a good index: only a build that began with this very name, or with the knowledge that there is none, may.
+func (s *saving) forbidden() string {
+	if !s.o.Failed {
+		return ""
+	}
+	r := s.receipt
+	switch {
+	case !s.before():
+		return "the build failed, and nothing is known of what it began with"
+	case r.Restored == s.o.Name, r.Absent && r.Name == s.o.Name:
+		return ""
+	}
+	return "the build failed, and it did not begin with what this name holds"
+}
+
+// save is one attempt, with a walk of its own.
+func (s *saving) save(ctx context.Context) error {
+	s.report.Warnings = nil
+	s.dead, s.known, s.base = dead{}, map[chunk.ID]uint64{}, nil
+	s.read.Store(false)
+	if err := s.look(ctx); err != nil {
+		return err
+	}
+	s.report.Files, s.report.Untouched, s.report.Bytes = len(s.stats), 0, 0
+	for i := range s.files {
+		s.report.Bytes += s.files[i].entry.Size
+	}
+	if len(s.stats) == 0 {
+		return missf("there is nothing in %s", strings.Join(s.o.Dirs, ", "))
+	}
+
+	u := newUpload(s)
+	list := segments(s.files)
+	var todo []*segment
+	for i := range list {
+		var ok bool
+		if list[i].chunks, ok = s.base.chunks(&list[i], s.usable); ok {
+			s.report.Untouched += len(list[i].files)
+		} else {
+			todo = append(todo, &list[i])
+		}
+	}
+	s.cache.Progress.TotalBytes.Store(u.total(todo))
+	if err := u.run(ctx, todo); err != nil {
+		return err
+	}
+	x := &index.Index{Epoch: s.state.Epoch, Roots: s.report.Roots, Entries: s.entries, Sources: s.sources, Build: s.describe()}
+	for i := range list {
+		x.Chunks = append(x.Chunks, list[i].chunks...)
+	}
+	s.report.Chunks = len(x.Chunks)
+	if s.read.Load() {
+		if err := s.unchanged(ctx); err != nil {
+			return err
+		}
+	}
+	data, err := s.commit(ctx, u, x)
+	p := s.cache.Progress
+	s.report.Sent = Traffic{Chunks: int(p.Chunks.Load()), Bytes: p.Transferred.Load()}
+	if err != nil {
+		return err
+	}
+	s.report.Saved = true
+	s.settle(data)
+	return nil
+}
+
+func (s *saving) usable(k chunk.Key) bool {
+	g, ok := s.known[k.ID]
+	return ok && g == k.Epoch
+}
+
+// look walks the tree and asks the store, at the same time.
+func (s *saving) look(ctx context.Context) error {
+	var tree *index.Tree
+	var others []*index.Index
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		// Before the walk: a file whose ctime is older than this was as its Stat says, whatever is written from now on.
+		if s.probe, err = probeQuietly(s.root); err != nil {
+			s.probe = 0 // a tree that cannot be written to proves nothing by times; all is read the next time
+		}
+		if tree, err = s.walker.Walk(gctx, s.root); err != nil {
+			return fmt.Errorf("looking at the tree: %w", err)
+		}
+		return s.describeSources(gctx, tree)
+	})
+	g.Go(func() error {
+		f, err := writableFormat(gctx, s.cache.Store)
+		if err != nil {
+			return err
+		}
+		s.params, err = f.Params()
+		return err
+	})
+	g.Go(func() (err error) {
+		s.state, err = readState(gctx, s.cache.Store)
+		return err
+	})
+	g.Go(func() (err error) {
+		others, err = s.dedupBases(gctx)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, p := range tree.Skipped {
+		s.warn("%s is left out: it is not a file, directory or link", p)
+	}
+	if r := s.receipt; r != nil && r.BaseData != nil && !slices.Contains(r.Damaged, r.Base) {
+		x, err := index.Decode(r.BaseData)
+		if err != nil {
+			return fmt.Errorf("base of the receipt: %w", err)
+		}
+		s.base = newBase(x)
+		s.report.Base = r.Base
+		others = append(others, x) // last: its keys win
+	}
+	for _, x := range others {
+		if err := s.learn(ctx, x); err != nil {
+			return err
+		}
+	}
+	s.report.Roots = tree.Roots
+	s.describeArtifacts(tree)
+	return nil
+}
+
+func (s *saving) warn(format string, a ...any) {
+	text := fmt.Sprintf(format, a...)
+	s.report.Warnings = append(s.report.Warnings, text)
+	s.cache.log().Warn(text)
+}
+
+// learn adds the usable keys of x to the known ones.
+func (s *saving) learn(ctx context.Context, x *index.Index) error {
+	if err := s.state.checkEpoch("a base", x.Epoch); err != nil {
+		return err
+	}
+	ok, err := s.dead.learn(ctx, s.cache.Store, s.state, x.Epoch)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return nil
+	}
+	for _, c := range x.Chunks {
+		if !s.dead.has(c.Key) {
+			s.known[c.ID] = c.Key.Epoch
+		}
+	}
+	return nil
+}
+
+// dedupBases reads the chunk keys of indexes that the build was not restored from, but that are likely to have much of
+// it: those of the name itself and of its fallbacks. One that is absent, refused or damaged is no help, and no fault;
+// one that cannot be reached ends the save, which could not reach the store either.
+func (s *saving) dedupBases(ctx context.Context) ([]*index.Index, error) {
+	r := s.receipt
+	var list []*index.Index
+	names := append([]string{s.o.Name}, s.o.Fallbacks...)
+	for _, name := range slices.Backward(names) { // so that the name's own keys win
+		if r != nil && (r.Base == name || slices.Contains(r.Damaged, name) || r.Absent && r.Name == name) {
+			continue
+		}
+		x, err := s.cache.readKeys(ctx, name)
+		switch {
+		case errors.Is(err, store.ErrNotExist), errors.Is(err, store.ErrRefused), errors.Is(err, index.ErrInvalid),
+			errors.Is(err, index.ErrVersion):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		list = append(list, x)
+	}
+	return list, nil
+}
+
+// firstRead is how much of an index is asked for when only its chunk keys are wanted: those of some 7,000 chunks, or
+// 1 GB of contents.
+const firstRead = 256 << 10
+
+// readKeys reads the epoch and the chunk keys of a name's index, and nothing behind them.
+func (c *Cache) readKeys(ctx context.Context, name string) (*index.Index, error) {
+	key, err := index.Path(name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	o, err := c.Store.Get(ctx, key, store.Read{Length: firstRead})
+	if err != nil {
+		return nil, fmt.Errorf("reading the chunk keys of %s: %w", name, err)
+	}
+	need, err := index.PrefixSize(o.Data)
+	if err != nil {
+		return nil, err
+	}
+	if need > len(o.Data) {
+		if o, err = c.Store.Get(ctx, key, store.Read{Length: int64(need)}); err != nil {
+			return nil, fmt.Errorf("reading the chunk keys of %s: %w", name, err)
+		}
+	}
+	c.Progress.Transferred.Add(int64(len(o.Data)))
+	epoch, chunks, err := index.DecodeChunks(o.Data)
+	if err != nil {
+		return nil, err
+	}
+	return &index.Index{Epoch: epoch, Chunks: chunks}, nil
+}
+
+// describeSources says what the artifacts were built from: the hashes from before the build, and which of the sources
+// changed since, so that nobody knows which bytes were built.
+func (s *saving) describeSources(ctx context.Context, tree *index.Tree) error {
+	s.report.Unknown = nil
+	if !s.before() {
+		s.report.HashedAfter = true
+		sources, _, err := hashSources(ctx, s.root, tree, s.cache.Progress)
+		if err != nil {
+			return fmt.Errorf("hashing sources: %w", err)
+		}
+		s.sources = sources
+		return nil
+	}
+	r := s.receipt
+	sources, err := mtime.Recheck(r.Sources, r.SourceStats, r.SourceProbe, tree.Sources)
+	if err != nil {
+		return err
+	}
+	for i := range sources {
+		if sources[i].Unknown && !r.Sources[i].Unknown {
+			s.report.Unknown = append(s.report.Unknown, sources[i].Path)
+		}
+	}
+	s.sources = sources
+	return nil
+}
+
+// describeArtifacts turns what the walk found into entries, and says which of the files are untouched.
+func (s *saving) describeArtifacts(tree *index.Tree) {
+	n := len(tree.Artifacts)
+	s.entries = make([]index.Entry, 0, n)
+	s.files, s.stats = s.files[:0], make([]receiptFile, 0, n)
+	find := s.receipt.lookup()
+	type inode struct{ dev, ino uint64 }
+	first := map[inode]string{}
+	var offset int64
+	for i := range tree.Artifacts {
+		a := &tree.Artifacts[i]
+		e := index.Entry{Path: a.Path, Kind: a.Kind, Target: a.Target}
+		switch a.Kind {
+		case index.Dir:
+			e.Mode, e.MTime = uint16(a.Stat.Mode&0o777), a.Stat.MTime
+		case index.File:
+			if a.Stat.Links > 1 {
+				id := inode{a.Stat.Dev, a.Stat.Ino}
+				if target, ok := first[id]; ok {
+					e.Kind, e.Target = index.HardLink, target
+					break
+				}
+				first[id] = a.Path
+			}
+			e.Mode, e.MTime, e.Size = uint16(a.Stat.Mode&0o777), a.Stat.MTime, a.Stat.Size
+		}
+		s.entries = append(s.entries, e)
+		if a.Kind != index.Dir {
+			s.stats = append(s.stats, receiptFile{Path: a.Path, Stat: a.Stat})
+		}
+	}
+	k := 0
+	for i := range s.entries {
+		e := &s.entries[i]
+		if e.Kind != index.Dir {
+			k++
+		}
+		if e.Kind != index.File {
+			continue
+		}
+		c := content{entry: e, stat: s.stats[k-1].Stat, offset: offset}
+		if f, ok := find(e.Path); ok && s.base != nil && f.untouched(c.stat, s.receipt.Probe) {
+			if b, ok := s.base.index.Find(e.Path); ok && b.Kind == index.File && b.Size == e.Size {
+				c.untouched, c.baseOffset = true, s.base.offsets[e.Path]
+			}
+		}
+		s.files = append(s.files, c)
+		offset += e.Size
+	}
+}
+
+// describe says where the index comes from.
+func (s *saving) describe() index.Build {
+	host, err := os.Hostname()
+	if err != nil {
+		host = ""
+	}
+	b := index.Build{
+		Root: s.root, Host: host, Saved: s.cache.now().UnixNano(), Patterns: s.o.Dirs, Version: s.cache.Version,
+	}
+	if s.o.Failed {
+		b.Failures = 1
+		if s.base != nil && s.receipt.Restored == s.o.Name && mtime.Diff(s.base.index.Sources, s.sources).Same() {
+			b.Failures = s.base.index.Build.Failures + 1
+		}
+	}
+	return b
+}
+
+// unchanged looks at every artifact once more, after some were read: what is saved is the tree as it was at one moment,
+// the walk, or nothing.
+func (s *saving) unchanged(ctx context.Context) error {
+	var g errgroup.Group
+	g.SetLimit(8)
+	for part := range slices.Chunk(s.stats, 512) {
+		g.Go(func() error {
+			for i := range part {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				st, err := index.LstatFile(s.root, part[i].Path)
+				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return fmt.Errorf("looking at an artifact again: %w", err)
+				}
+				if err != nil || part[i].Stat != st {
+					return fmt.Errorf("%w: %s", ErrChanging, part[i].Path)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// maxRounds bounds how many collections in a row a save gives way to.
+const maxRounds = 20
+
+// commit puts the index, and makes sure that no collector can have missed it. It returns the index as it was put.
+func (s *saving) commit(ctx context.Context, u *upload, x *index.Index) ([]byte, error) {
+	key, err := index.Path(s.o.Name)
+	if err != nil {
+		return nil, err
+	}
+	st := s.state
+	for s.report.Rounds = 1; ; s.report.Rounds++ {
+		if st.Epoch > x.Epoch {
+			// A collection began since. What it condemned is not to be referred to, not even under keys of our own.
+			ok, err := s.dead.learn(ctx, s.cache.Store, st, x.Epoch)
+			if err != nil {
+				return nil, err
+			}
+			if err := u.again(ctx, x, st.Epoch, func(k chunk.Key) bool { return !ok || s.dead.has(k) }); err != nil {
+				return nil, err
+			}
+			x.Epoch = st.Epoch
+		}
+		data, err := x.Encode()
+		if err != nil {
+			return nil, fmt.Errorf("encoding the index: %w", err)
+		}
+		crash("index")
+		if _, err := s.cache.Store.Put(ctx, key, data, store.Condition{}); err != nil {
+			return nil, fmt.Errorf("putting the index: %w", err)
+		}
+		crash("index put")
+		s.cache.Progress.Transferred.Add(int64(len(data)))
+		if st, err = readState(ctx, s.cache.Store); err != nil {
+			return nil, fmt.Errorf("the index was put, but not acknowledged: %w", err)
+		}
+		if st.Epoch < x.Epoch {
+			return nil, st.checkEpoch(s.o.Name, x.Epoch)
+		}
+		if st.Fence < x.Epoch {
+			return data, nil
+		}
+		if s.report.Rounds == maxRounds {
+			return nil, fmt.Errorf("the index was put, but not acknowledged: %d collections in a row came between",
+				maxRounds)
+		}
+	}
+}
+
+// settle turns the receipt into one that a later restore can use as a proof, and no later save as its own.
+func (s *saving) settle(data []byte) {
+	r := &receipt{
+		Outcome: outcomeSaved, Name: s.o.Name, Fallbacks: s.o.Fallbacks, Tree: s.o.Tree,
+		Base: s.o.Name, BaseData: data, Files: s.stats, Probe: s.probe,
+	}
+	if err := s.keep(r); err != nil {
+		s.warn("%v", err)
+		if err := s.forget(); err != nil {
+			s.warn("%v", err)
+		}
+	}
+}
