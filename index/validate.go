@@ -29,11 +29,11 @@ const (
 	// MaxSize of an encoded index, in bytes. It is what a store accepts for an object; one of a million files has about
 	// 60 MB.
 	MaxSize = 1 << 28
-	// MaxSection bounds the plain bytes of one section. Entries take about 30 bytes each before compression, sources
-	// 40, chunk keys 37: each section reaches its own limit first.
+	// MaxSection bounds the plain bytes of one section. Before compression an entry takes 20 to 80 bytes, a source 35
+	// to 95, a chunk key 36.
 	MaxSection = 1 << 28
-	// MaxRatio bounds the plain bytes of a section to 1 MiB and this for each stored byte. Real trees reach 4, made-up
-	// ones of a million equal files 60; a writer stores a section as it is where compressing it would pass the bound.
+	// MaxRatio bounds the plain bytes of a section to 1 MiB and this for each stored byte. Real trees reach 4. A folder
+	// of numbered empty files of one time would reach 340; a writer stores such a section as it is.
 	MaxRatio = 100
 	// MaxEntries and MaxSources are 20 times the largest tree in use, and 110 MB of memory for each.
 	MaxEntries = 1 << 21
@@ -160,6 +160,9 @@ func (x *Index) checkEntries() (int64, error) {
 			dirs = dirs[:len(dirs)-1]
 		}
 
+		if root < len(x.Roots) && x.Roots[root] < e.Path {
+			break // a root that is no entry
+		}
 		if root < len(x.Roots) && x.Roots[root] == e.Path {
 			root++
 			if e.Kind != Dir && e.Kind != File {

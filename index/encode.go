@@ -1,0 +1,221 @@
+package index
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/klauspost/compress/zstd"
+	"github.com/zeebo/blake3"
+
+	"nbc/chunk"
+)
+
+// The plain bytes of the sections are CBOR arrays: one element for each column, that is for one field of all entries.
+// Columns of numbers are byte strings of varints. Measured on 100,000 files, against plain CBOR arrays of integers,
+// these are read in a fifth of the time (4.6 ms, not 23.6) and are 1 to 3 % smaller; columns framed without CBOR take
+// 2.7 ms and the same space, which does not pay for a container of our own. The order of the columns is that of the
+// best compression: text first, then what has few values, then the times.
+
+type chunkSection struct {
+	_       struct{} `cbor:",toarray"`
+	IDs     []byte   // 32 bytes each
+	Lengths []byte   // varints
+	Ages    []byte   // varints: the index's epoch less the key's, so that no key can be of a later one
+}
+
+type entrySection struct {
+	_       struct{} `cbor:",toarray"`
+	Text    []byte   // of each path what it does not share with the path before it, and a NUL
+	Shared  []byte   // varints: how many bytes a path shares with the one before it
+	Kinds   []byte   // varints: mode * 4 + kind - 1
+	Sizes   []byte   // varints, of files
+	Times   []byte   // of files and directories, as appendTimes has them
+	Targets []byte   // of links, each with a NUL
+	Names   []byte   // varints, of hard links: how many entries before its own the file stands
+}
+
+type sourceSection struct {
+	_      struct{} `cbor:",toarray"`
+	Text   []byte   // as in entrySection
+	Shared []byte
+	Kinds  []byte // a byte each: the kind, and unknown if it is unknown
+	Times  []byte // as appendTimes has them
+	Sums   []byte // 16 bytes each, of those that are not unknown
+}
+
+// unknown is added to the kind of a source.
+const unknown = 4
+
+type buildSection struct {
+	_        struct{} `cbor:",toarray"`
+	Root     []byte
+	Host     []byte
+	Saved    int64
+	Patterns [][]byte
+	Failures uint64
+	Version  []byte
+	Roots    [][]byte
+}
+
+// Encode returns the bytes of x. It returns ErrInvalid, and why, if x breaks a rule of the format.
+func (x *Index) Encode() ([]byte, error) {
+	if err := x.Validate(); err != nil {
+		return nil, fmt.Errorf("encoding an index: %w", err)
+	}
+	var (
+		h        = header{epoch: x.Epoch}
+		sections [][]byte
+		size     int
+	)
+	for i, section := range []any{x.chunkSection(), x.entrySection(), x.sourceSection(), x.buildSection()} {
+		plain, err := encMode().Marshal(section)
+		if err != nil {
+			return nil, fmt.Errorf("encoding an index: %w", err)
+		}
+		if len(plain) > MaxSection {
+			return nil, fmt.Errorf("encoding an index: %w: a section of %d bytes, %d are allowed", ErrInvalid,
+				len(plain), MaxSection)
+		}
+		r := row{kind: uint16(i + 1), encoding: zstdOne, plain: uint64(len(plain))} //nolint:gosec // 1 to 4
+		stored := encoder().EncodeAll(plain, nil)
+		if len(stored) >= len(plain) || r.plain > ratioBound(uint64(len(stored))) {
+			r.encoding, stored = asIs, plain
+		}
+		r.flags, r.stored, r.sum = flagsOf(r.kind), uint64(len(stored)), blake3.Sum256(stored)
+		h.rows = append(h.rows, r)
+		sections = append(sections, stored)
+		size += len(stored)
+	}
+	if size += h.size(); size > MaxSize {
+		return nil, fmt.Errorf("encoding an index: %w: %d bytes, %d are allowed", ErrInvalid, size, MaxSize)
+	}
+	data := h.append(make([]byte, 0, size))
+	for _, s := range sections {
+		data = append(data, s...)
+	}
+	return data, nil
+}
+
+func (x *Index) chunkSection() *chunkSection {
+	s := &chunkSection{IDs: make([]byte, 0, len(x.Chunks)*chunk.IDSize)}
+	for i := range x.Chunks {
+		c := &x.Chunks[i]
+		s.IDs = append(s.IDs, c.ID[:]...)
+		s.Lengths = binary.AppendUvarint(s.Lengths, uint64(c.Length)) //nolint:gosec // at least 1
+		s.Ages = binary.AppendUvarint(s.Ages, x.Epoch-c.Epoch)
+	}
+	return s
+}
+
+func (x *Index) entrySection() *entrySection {
+	s := &entrySection{}
+	times := make([]int64, 0, len(x.Entries))
+	prev := ""
+	for i := range x.Entries {
+		e := &x.Entries[i]
+		s.Text, s.Shared = appendPath(s.Text, s.Shared, prev, e.Path)
+		prev = e.Path
+		s.Kinds = binary.AppendUvarint(s.Kinds, uint64(e.Mode)<<2|uint64(e.Kind-1))
+		switch e.Kind {
+		case File:
+			s.Sizes = binary.AppendUvarint(s.Sizes, uint64(e.Size)) //nolint:gosec // not negative
+			times = append(times, e.MTime)
+		case Dir:
+			times = append(times, e.MTime)
+		case Link:
+			s.Targets = append(append(s.Targets, e.Target...), 0)
+		case HardLink:
+			file, _ := x.hardLink(i)                                // found by Validate
+			s.Names = binary.AppendUvarint(s.Names, uint64(i-file)) //nolint:gosec // positive
+		}
+	}
+	s.Times = appendTimes(nil, times)
+	return s
+}
+
+func (x *Index) sourceSection() *sourceSection {
+	s := &sourceSection{}
+	times := make([]int64, len(x.Sources))
+	prev := ""
+	for i := range x.Sources {
+		f := &x.Sources[i]
+		s.Text, s.Shared = appendPath(s.Text, s.Shared, prev, f.Path)
+		prev = f.Path
+		times[i] = f.MTime
+		if f.Unknown {
+			s.Kinds = append(s.Kinds, byte(f.Kind)+unknown)
+		} else {
+			s.Kinds = append(s.Kinds, byte(f.Kind))
+			s.Sums = append(s.Sums, f.Sum[:]...)
+		}
+	}
+	s.Times = appendTimes(nil, times)
+	return s
+}
+
+func (x *Index) buildSection() *buildSection {
+	b := &x.Build
+	return &buildSection{
+		Root: []byte(b.Root), Host: []byte(b.Host), Saved: b.Saved, Patterns: byteStrings(b.Patterns),
+		Failures: b.Failures, Version: []byte(b.Version), Roots: byteStrings(x.Roots),
+	}
+}
+
+func byteStrings(list []string) [][]byte {
+	out := make([][]byte, len(list))
+	for i, s := range list {
+		out[i] = []byte(s)
+	}
+	return out
+}
+
+func appendPath(text, lengths []byte, prev, path string) (newText, newLengths []byte) {
+	n := shared(prev, path)
+	return append(append(text, path[n:]...), 0), binary.AppendUvarint(lengths, uint64(n)) //nolint:gosec // a length
+}
+
+// appendTimes appends the differences of consecutive times, zigzagged into 8 bytes each: first the highest bytes of
+// all, then the next lower ones, and so on. Nanoseconds are random in their low bytes and alike in the high ones;
+// separated, they compress to 5.0 bytes each where varints would take 5.9.
+func appendTimes(dst []byte, times []int64) []byte {
+	begin, n := len(dst), len(times)
+	dst = append(dst, make([]byte, 8*n)...)
+	prev := int64(0)
+	for i, t := range times {
+		d := t - prev // may wrap around, and wraps back when it is added
+		prev = t
+		z := uint64(d<<1) ^ uint64(d>>63) //nolint:gosec // the bits are meant
+		for plane := range 8 {
+			dst[begin+plane*n+i] = byte(z >> (56 - 8*plane))
+		}
+	}
+	return dst
+}
+
+// encMode is the deterministic encoding of RFC 8949, section 4.2.1, with empty columns as empty strings.
+var encMode = sync.OnceValue(func() cbor.EncMode {
+	o := cbor.CoreDetEncOptions()
+	o.NilContainers = cbor.NilContainerAsEmpty
+	m, err := o.EncMode()
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return m
+})
+
+// encoder is shared, and not for speed: its tables take some MB. The level is worth its 30 ms: on 12,600 files the
+// fastest level needs 1.7 times the space when names are hashes, and the default one depends on where blocks begin.
+var encoder = sync.OnceValue(func() *zstd.Encoder {
+	e, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
+		zstd.WithEncoderCRC(false),
+		zstd.WithWindowSize(8<<20),
+		zstd.WithSingleSegment(true), // the size of the plain bytes is always in the header
+		zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return e
+})
