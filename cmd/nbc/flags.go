@@ -244,7 +244,7 @@ func (l *list) String() string {
 	return strings.Join(*l.p, "\n")
 }
 
-// pattern passes patterns that can match inside a source tree. One that is absolute is looked at when the tree is known.
+// pattern passes patterns that can match inside a tree. One that is absolute is looked at when the tree is known.
 func pattern(s string) (string, error) {
 	if filepath.IsAbs(s) {
 		return s, nil

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// samples has for every flag a value that it takes, and one that it refuses if there is one.
+var samples = map[string]struct{ good, bad string }{
+	"dir":           {"build\npackages/*/dist", "../outside"},
+	"exclude":       {"*.log\ntmp", "a["},
+	"ignore-source": {"docs\n*.md", "{a"},
+	"fallback":      {"main\nmyapp/main", "a\x01b"},
+	"store":         {"/tmp/store", ""},
+	"source":        {"/tmp", ""},
+	"state":         {"/tmp/state", ""},
+	"times":         {"two-hours", "three-hours"},
+	"on-skew":       {"shift", "hit"},
+	"moved":         {"true", "perhaps"},
+	"replace":       {"1", "2"},
+	"failed":        {"true", "yes"},
+	"best-effort":   {"1", "maybe"},
+	"timeout":       {"90s", "90"},
+	"requests":      {"8", "0"},
+	"quiet":         {"true", "a bit"},
+	"json":          {"true", "xml"},
+	"json-file":     {"/tmp/json", ""},
+}
+
+// verbs returns every command that has flags with variables.
+func verbs(t *testing.T) map[string]*cobra.Command {
+	t.Helper()
+	all := map[string]*cobra.Command{}
+	for _, cmd := range rootCommand(new(app)).Commands() {
+		if own(cmd.LocalFlags()) > 0 {
+			all[cmd.Name()] = cmd
+		}
+	}
+	if len(all) < 4 {
+		t.Fatalf("only %d verbs have flags", len(all))
+	}
+	return all
+}
+
+func own(f *pflag.FlagSet) int {
+	n := 0
+	f.VisitAll(func(f *pflag.Flag) {
+		if hasVariable(f) {
+			n++
+		}
+	})
+	return n
+}
+
+// TestVariables sets each flag of each verb by its variable and by itself: both must leave the same options, a flag must
+// win over its variable, and a wrong value must name the variable.
+func TestVariables(t *testing.T) {
+	for name, verb := range verbs(t) {
+		verb.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if !hasVariable(f) {
+				return
+			}
+			t.Run(name+"/"+f.Name, func(t *testing.T) {
+				s, ok := samples[f.Name]
+				if !ok {
+					t.Fatal("this flag has no samples")
+				}
+				if !strings.Contains(f.Usage, "["+variable(f.Name)+"]") {
+					t.Errorf("the help does not name its variable: %s", f.Usage)
+				}
+				var flags []string
+				for _, v := range lines(s.good) {
+					flags = append(flags, "--"+f.Name+"="+v)
+				}
+				byFlag := parse(t, name, flags, nil)
+				byVariable := parse(t, name, nil, []string{variable(f.Name) + "=" + s.good})
+				if byFlag.err != nil || byVariable.err != nil {
+					t.Fatalf("by flag: %v; by variable: %v", byFlag.err, byVariable.err)
+				}
+				if !reflect.DeepEqual(byFlag.options, byVariable.options) {
+					t.Errorf("by flag: %+v; by variable: %+v", byFlag.options, byVariable.options)
+				}
+				if reflect.DeepEqual(byFlag.options, parse(t, name, nil, nil).options) {
+					t.Error("it changes nothing")
+				}
+				if empty := parse(t, name, nil, []string{variable(f.Name) + "="}); empty.err != nil {
+					t.Errorf("an empty variable is not as none: %v", empty.err)
+				}
+				if s.bad == "" {
+					return
+				}
+				both := parse(t, name, flags, []string{variable(f.Name) + "=" + s.bad})
+				if both.err != nil || !reflect.DeepEqual(both.options, byFlag.options) {
+					t.Errorf("the flag does not win over its variable: %v, %+v", both.err, both.options)
+				}
+				if err := parse(t, name, []string{"--" + f.Name + "=" + s.bad}, nil).err; err == nil ||
+					!strings.Contains(err.Error(), "--"+f.Name) {
+					t.Errorf("--%s=%q gives error %v", f.Name, s.bad, err)
+				}
+				if err := parse(t, name, nil, []string{variable(f.Name) + "=" + s.bad}).err; err == nil ||
+					!strings.HasPrefix(err.Error(), variable(f.Name)+": ") {
+					t.Errorf("%s=%q gives error %v", variable(f.Name), s.bad, err)
+				}
+			})
+		})
+	}
+}
+
+type parsed struct {
+	options options
+	err     error
+}
+
+// parse reads flags and variables as the verb does, without doing anything.
+func parse(t *testing.T, verb string, flags, environment []string) parsed {
+	t.Helper()
+	a := new(app)
+	root := rootCommand(a)
+	cmd, _, err := root.Find([]string{verb})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(*cobra.Command, []string) error { return nil }
+	for _, kv := range environment {
+		k, v, _ := strings.Cut(kv, "=")
+		t.Setenv(k, v)
+		defer os.Unsetenv(k) //nolint:errcheck // Setenv restores it in the end
+	}
+	root.SetArgs(append([]string{verb}, flags...))
+	root.SetOut(new(bytes.Buffer))
+	root.SetErr(new(bytes.Buffer))
+	err = root.Execute()
+	// Defaults of the verbs differ; what is compared is of the same verb.
+	return parsed{a.options, err}
+}
+
+// TestFlagsMeanTheSame makes sure that a flag that several verbs have is described the same in all of them.
+func TestFlagsMeanTheSame(t *testing.T) {
+	usage := map[string]string{}
+	for name, verb := range verbs(t) {
+		verb.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if !hasVariable(f) {
+				return
+			}
+			if u, ok := usage[f.Name]; ok && u != f.Usage {
+				t.Errorf("--%s of %s: %q, elsewhere %q", f.Name, name, f.Usage, u)
+			}
+			usage[f.Name] = f.Usage
+		})
+	}
+	for name := range samples {
+		if usage[name] == "" {
+			t.Errorf("no verb has --%s", name)
+		}
+	}
+}
+
+func TestTree(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := filepath.Join(dir, "src")
+	link := filepath.Join(dir, "link")
+	if err := os.Mkdir(src, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(src, link); err != nil {
+		t.Fatal(err)
+	}
+	verb := &cobra.Command{}
+	for _, c := range []struct {
+		root, dir string
+		want      []string
+	}{
+		{src, "build", []string{"build"}},
+		{src, "./packages/*/dist/", []string{"./packages/*/dist/"}},
+		{src, filepath.Join(src, "build"), []string{"./build"}},
+		{src, filepath.Join(src, "*", "dist") + "/", []string{"./*/dist"}},
+		{link, filepath.Join(link, "build"), []string{"./build"}},
+		{link, filepath.Join(src, "build"), []string{"./build"}},
+		{src, filepath.Join(dir, "other"), nil},
+		{src, src, nil},
+		{src, src + "x", nil},
+	} {
+		o := &options{dirs: []string{c.dir}}
+		got, err := o.tree(verb, c.root, location{})
+		if (err == nil) != (c.want != nil) || err == nil && !slices.Equal(got.Dirs, c.want) {
+			t.Errorf("--dir %s in %s: %q, %v, want %q", c.dir, c.root, got.Dirs, err, c.want)
+		}
+		if err != nil && kindOf(err).name != "usage" {
+			t.Errorf("--dir %s in %s: error of kind %s", c.dir, c.root, kindOf(err).name)
+		}
+	}
+
+	o := &options{
+		dirs:         []string{"build"},
+		ignoreSource: []string{"docs"},
+		state:        filepath.Join(src, "st[1]"),
+		jsonFile:     filepath.Join(dir, "json"),
+	}
+	got, err := o.tree(verb, src, location{dir: filepath.Join(src, "store")})
+	want := []string{"docs", "./store", `./st\[1\]`, `./st\[1\].lock`, `./st\[1\].journal`}
+	if err != nil || !slices.Equal(got.IgnoreSources, want) {
+		t.Errorf("files of nbc's own in the tree: %q, %v", got.IgnoreSources, err)
+	}
+}
