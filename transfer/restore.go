@@ -455,6 +455,7 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 		return tooNew(newest, now)
 	}
 	e.staging.shift = shift
+	e.staging.keep = newKeeping(r.old, r.tree, c.index, e.staging.selected, shift)
 
 	p.phase("restoring")
 	p.TotalBytes.Store(c.index.Bytes())
@@ -499,6 +500,10 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 	crash("times")
 	if err := e.times.Apply(ctx, r.root, now); err != nil {
 		return localError{fmt.Errorf("setting the times of sources: %w", err)}
+	}
+	crash("merge")
+	if err := e.staging.merge(ctx, e.list, e.mover); err != nil {
+		return err
 	}
 	crash("place")
 	if err := place(ctx, e.list, e.mover, shift); err != nil {

@@ -28,7 +28,9 @@ type staging struct {
 	// where maps a root to the directory or file that stages it, absolute.
 	where map[string]string
 	// shift is added to every recorded time.
-	shift    int64
+	shift int64
+	// keep is what is moved in from an older tree.
+	keep     *keeping
 	progress *Progress
 
 	mu    sync.Mutex
@@ -174,6 +176,9 @@ func (s *staging) write(ctx context.Context, c *Cache) error {
 	if err := s.makeLinks(ctx); err != nil {
 		return fmt.Errorf("staging: %w", err)
 	}
+	if len(s.keep.top) > 0 {
+		return nil // merge finishes the directories
+	}
 	if err := s.finishDirs(); err != nil {
 		return fmt.Errorf("staging: %w", err)
 	}
@@ -184,7 +189,7 @@ func (s *staging) write(ctx context.Context, c *Cache) error {
 func (s *staging) makeDirs() error {
 	for i := range s.index.Entries {
 		e := &s.index.Entries[i]
-		if e.Kind != index.Dir || !s.selected(e.Path) {
+		if e.Kind != index.Dir || !s.selected(e.Path) || s.keep.isWhole(e.Path) {
 			continue
 		}
 		if where, ok := s.where[e.Path]; ok {
@@ -205,7 +210,7 @@ func (s *staging) makeDirs() error {
 func (s *staging) makeLinks(ctx context.Context) error {
 	for i := range s.index.Entries {
 		e := &s.index.Entries[i]
-		if e.Kind != index.HardLink && e.Kind != index.Link || !s.selected(e.Path) {
+		if e.Kind != index.HardLink && e.Kind != index.Link || !s.selected(e.Path) || s.keep.has(e.Path) {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -224,7 +229,7 @@ func (s *staging) makeLinks(ctx context.Context) error {
 	// A link's own stat, and a new ctime for every name of a file that got another one.
 	for i := range s.index.Entries {
 		e := &s.index.Entries[i]
-		if e.Kind != index.HardLink && e.Kind != index.Link || !s.selected(e.Path) {
+		if e.Kind != index.HardLink && e.Kind != index.Link || !s.selected(e.Path) || s.keep.has(e.Path) {
 			continue
 		}
 		if err := s.note(e.Path); err != nil {
@@ -291,7 +296,7 @@ func (s *staging) finishDirs() error {
 		if e.Kind != index.Dir || !s.selected(e.Path) {
 			continue
 		}
-		if _, ok := s.where[e.Path]; ok {
+		if _, ok := s.where[e.Path]; ok || s.keep.dirs[e.Path] {
 			continue
 		}
 		err := s.in(e.Path, func(d *stagedDir, name string) error {
@@ -374,7 +379,7 @@ func (s *staging) ranges() (list []contentRange, empty []*stagedFile) {
 		if e.Kind != index.File {
 			continue
 		}
-		if s.selected(e.Path) {
+		if s.selected(e.Path) && !s.keep.has(e.Path) {
 			f := &stagedFile{entry: e, offset: offset, missing: e.Size}
 			if e.Size == 0 {
 				empty = append(empty, f)

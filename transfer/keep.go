@@ -1,0 +1,214 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+
+	"nbc/index"
+	"nbc/mtime"
+)
+
+// keeping is the part of an older tree that a restore uses again: files that the receipt proves to be, byte for byte,
+// time and mode included, what the new index wants. They are neither fetched nor written.
+//
+// They do not stay in place while others change around them, though. A build that started then would find artifacts of
+// two builds side by side, and a tool that decides by hashes (tsc's .tsbuildinfo, GHC since 9.4) would believe the one
+// and not look at the other, whatever the times say. So the order of effects is that of every restore: the old
+// directories are moved aside as a whole, and from there what is kept is moved into the staged ones, by whole
+// directories where nothing in them differs. All that time a build finds no artifacts. It costs a rename for each kept
+// file beside a changed one, a few microseconds.
+type keeping struct {
+	// files are kept files and links, by path, with their Stats.
+	files map[string]index.Stat
+	// dirs are directories in which everything is kept, and nothing else is. The value says whether mode and time are
+	// already right.
+	dirs map[string]bool
+	// top are the paths that are moved, sorted: what is in a whole directory moves with it.
+	top []string
+}
+
+// newKeeping compares what is on disk with what x wants. Old is the receipt that proves what is on disk, and shift what
+// is added to x's times.
+func newKeeping(old *receipt, tree *index.Tree, x *index.Index, selected func(string) bool, shift int64) *keeping {
+	k := &keeping{files: map[string]index.Stat{}, dirs: map[string]bool{}}
+	if old == nil || len(old.Files) == 0 || len(old.BaseData) == 0 {
+		return k
+	}
+	was, err := index.Decode(old.BaseData)
+	if err != nil {
+		return k // in a local copy every doubt is a miss
+	}
+	find := old.lookup()
+	before, after := newContents(was), newContents(x)
+	linked := map[string]bool{} // files with other names are written anew, all names of them
+	for i := range x.Entries {
+		if e := &x.Entries[i]; e.Kind == index.HardLink {
+			linked[e.Target] = true
+		}
+	}
+	for i := range tree.Artifacts {
+		a := &tree.Artifacts[i]
+		e, ok := x.Find(a.Path)
+		if !ok || e.Kind != a.Kind || a.Kind == index.Dir || !selected(a.Path) || linked[a.Path] || len(a.Path) > maxKeptPath {
+			continue
+		}
+		switch a.Kind {
+		case index.Link:
+			if a.Target != e.Target {
+				continue
+			}
+		case index.File:
+			f, ok := find(a.Path)
+			if !ok || !f.untouched(a.Stat, old.Probe) || a.Stat.Links != 1 || a.Stat.Size != e.Size ||
+				a.Stat.Mode&0o7777 != uint32(e.Mode) || a.Stat.MTime != mtime.At(e.MTime, shift) ||
+				!sameContents(before, after, a.Path) {
+				continue
+			}
+		}
+		k.files[a.Path] = a.Stat
+	}
+	k.wholeDirs(tree, x, shift)
+	return k
+}
+
+// maxKeptPath leaves room below PATH_MAX for the work directory's path; what is longer is written anew.
+const maxKeptPath = 2048
+
+// wholeDirs finds the directories that can be moved as they are.
+func (k *keeping) wholeDirs(tree *index.Tree, x *index.Index, shift int64) {
+	// A directory is whole if as many names in it are kept as are on disk, and as there are in the index.
+	kept, onDisk, wanted := map[string]int{}, map[string]int{}, map[string]int{}
+	for i := range x.Entries {
+		wanted[path.Dir(x.Entries[i].Path)]++
+	}
+	for i := range tree.Artifacts {
+		onDisk[path.Dir(tree.Artifacts[i].Path)]++
+	}
+	for p := range k.files {
+		kept[path.Dir(p)]++
+	}
+	for i := len(tree.Artifacts) - 1; i >= 0; i-- { // children before their parents
+		a := &tree.Artifacts[i]
+		if a.Kind != index.Dir || kept[a.Path] != onDisk[a.Path] || kept[a.Path] != wanted[a.Path] {
+			continue
+		}
+		e, ok := x.Find(a.Path)
+		if !ok || e.Kind != index.Dir {
+			continue
+		}
+		k.dirs[a.Path] = a.Stat.Mode&0o7777 == uint32(e.Mode) && a.Stat.MTime == mtime.At(e.MTime, shift)
+		kept[path.Dir(a.Path)]++
+	}
+	for p := range k.files {
+		if !k.isWhole(path.Dir(p)) {
+			k.top = append(k.top, p)
+		}
+	}
+	for p := range k.dirs {
+		if !k.isWhole(path.Dir(p)) {
+			k.top = append(k.top, p)
+		}
+	}
+	slices.Sort(k.top)
+}
+
+func (k *keeping) isWhole(dir string) bool { _, ok := k.dirs[dir]; return ok }
+
+// has says whether the file or link at p is kept.
+func (k *keeping) has(p string) bool { _, ok := k.files[p]; return ok }
+
+// merge moves what is kept from where the old directories were put aside into the staged ones, and gives the
+// directories that this changes, or that came with other modes or times, those that they should have.
+func (s *staging) merge(ctx context.Context, list []*placement, m *mover) error {
+	for _, p := range s.keep.top {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		root := s.rootOf(p)
+		i := slices.IndexFunc(list, func(pl *placement) bool { return pl.root == root })
+		if i < 0 {
+			continue
+		}
+		rel := filepath.FromSlash(strings.TrimPrefix(p, root))
+		if err := m.rename(list[i].aside()+rel, list[i].staged()+rel); err != nil {
+			return localError{fmt.Errorf("keeping %q: %w", p, err)}
+		}
+	}
+	s.open = map[string]*stagedDir{}
+	defer s.closeAll()
+	if err := s.finishDirs(); err != nil {
+		return err
+	}
+	for p, st := range s.keep.files {
+		if s.keep.isWhole(path.Dir(p)) {
+			s.record(p, st)
+			continue
+		}
+		if err := s.note(p); err != nil { // being renamed has changed its ctime
+			return named(p, err)
+		}
+	}
+	return nil
+}
+
+// contents finds the chunks of a file.
+type contents struct {
+	chunks []index.Chunk
+	starts []int64 // of each chunk
+	files  map[string]span
+}
+
+type span struct{ offset, size int64 }
+
+func newContents(x *index.Index) *contents {
+	c := &contents{chunks: x.Chunks, starts: make([]int64, len(x.Chunks)), files: make(map[string]span, len(x.Entries))}
+	var pos int64
+	for i := range x.Chunks {
+		c.starts[i] = pos
+		pos += int64(x.Chunks[i].Length)
+	}
+	pos = 0
+	for i := range x.Entries {
+		if e := &x.Entries[i]; e.Kind == index.File {
+			c.files[e.Path] = span{pos, e.Size}
+			pos += e.Size
+		}
+	}
+	return c
+}
+
+// at returns the chunk that holds offset, and the place in it.
+func (c *contents) at(offset int64) (number int, rest int64) {
+	i := sort.Search(len(c.starts), func(i int) bool { return c.starts[i] > offset }) - 1
+	return i, offset - c.starts[i]
+}
+
+// sameContents says whether the file at p is made of the same parts of the same chunks in both. Equal bytes in other
+// chunks are not recognised: that costs a rewrite.
+func sameContents(a, b *contents, p string) bool {
+	fa, ok := a.files[p]
+	fb, ok2 := b.files[p]
+	if !ok || !ok2 || fa.size != fb.size {
+		return false
+	}
+	if fa.size == 0 {
+		return true
+	}
+	i, ra := a.at(fa.offset)
+	j, rb := b.at(fb.offset)
+	if ra != rb {
+		return false
+	}
+	for left := fa.size + ra; left > 0; i, j = i+1, j+1 {
+		if a.chunks[i].ID != b.chunks[j].ID || a.chunks[i].Length != b.chunks[j].Length {
+			return false
+		}
+		left -= int64(a.chunks[i].Length)
+	}
+	return true
+}
