@@ -180,7 +180,7 @@ func (s *chunkSection) chunks(epoch uint64) ([]Chunk, error) {
 }
 
 func (s *entrySection) entries() ([]Entry, error) {
-	paths, err := newPaths(s.Text, s.Shared, MaxEntries)
+	paths, err := newPathColumn(s.Text, s.Shared, MaxEntries)
 	if err != nil {
 		return nil, fmt.Errorf("%w: entries: %w", ErrInvalid, err)
 	}
@@ -190,7 +190,7 @@ func (s *entrySection) entries() ([]Entry, error) {
 	var (
 		entries      = makeList[Entry](paths.count)
 		kinds, sizes = column{b: s.Kinds}, column{b: s.Sizes}
-		times, names = newTimes(s.Times), column{b: s.Names}
+		times, names = newTimeColumn(s.Times), column{b: s.Names}
 		targets      = string(s.Targets)
 	)
 	for i := range entries {
@@ -232,7 +232,7 @@ func (s *entrySection) entries() ([]Entry, error) {
 }
 
 func (s *sourceSection) sources() ([]Source, error) {
-	paths, err := newPaths(s.Text, s.Shared, MaxSources)
+	paths, err := newPathColumn(s.Text, s.Shared, MaxSources)
 	if err != nil {
 		return nil, fmt.Errorf("%w: sources: %w", ErrInvalid, err)
 	}
@@ -241,7 +241,7 @@ func (s *sourceSection) sources() ([]Source, error) {
 	}
 	var (
 		sources = makeList[Source](paths.count)
-		times   = newTimes(s.Times)
+		times   = newTimeColumn(s.Times)
 		sums    = s.Sums
 	)
 	for i := range sources {
@@ -306,17 +306,17 @@ func (c *column) next() uint64 {
 
 func (c *column) done() bool { return !c.bad && len(c.b) == 0 }
 
-// times is what appendTimes wrote.
-type times struct {
+// timeColumn is what appendTimes wrote.
+type timeColumn struct {
 	b    []byte
 	n    int // of times
 	i    int
 	last int64
 }
 
-func newTimes(b []byte) *times { return &times{b: b, n: len(b) / 8} }
+func newTimeColumn(b []byte) *timeColumn { return &timeColumn{b: b, n: len(b) / 8} }
 
-func (t *times) next() int64 {
+func (t *timeColumn) next() int64 {
 	if t.i++; t.i > t.n {
 		return 0
 	}
@@ -328,10 +328,10 @@ func (t *times) next() int64 {
 	return t.last
 }
 
-func (t *times) done() bool { return t.i == t.n && 8*t.n == len(t.b) }
+func (t *timeColumn) done() bool { return t.i == t.n && 8*t.n == len(t.b) }
 
-// paths is a column of sorted paths, of which each leaves out what it shares with the one before it.
-type paths struct {
+// pathColumn is a column of sorted paths, of which each leaves out what it shares with the one before it.
+type pathColumn struct {
 	count  int
 	text   []byte
 	shared column
@@ -339,8 +339,8 @@ type paths struct {
 	buf    strings.Builder // of its final size from the start, so that the paths can be parts of it
 }
 
-// newPaths adds up the lengths before it allocates for them.
-func newPaths(text, lengths []byte, most int) (*paths, error) {
+// newPathColumn adds up the lengths before it allocates for them.
+func newPathColumn(text, lengths []byte, most int) (*pathColumn, error) {
 	count := bytes.Count(text, []byte{0})
 	if count > most {
 		return nil, fmt.Errorf("%d, %d are allowed", count, most)
@@ -357,13 +357,13 @@ func newPaths(text, lengths []byte, most int) (*paths, error) {
 	if !all.done() || sum > MaxPathBytes {
 		return nil, fmt.Errorf("%d paths of %d bytes", count, sum)
 	}
-	p := &paths{count: count, text: text, shared: column{b: lengths}}
+	p := &pathColumn{count: count, text: text, shared: column{b: lengths}}
 	p.buf.Grow(int(sum)) //nolint:gosec // MaxPathBytes at most
 	return p, nil
 }
 
 // next refuses a path that does not follow the one before it, or that shares more with it than it says.
-func (p *paths) next() (string, error) {
+func (p *pathColumn) next() (string, error) {
 	n := p.shared.next()
 	end := bytes.IndexByte(p.text, 0) // count has made sure of it
 	if n > uint64(len(p.prev)) || end == 0 || n < uint64(len(p.prev)) && p.text[0] <= p.prev[n] {
@@ -377,7 +377,7 @@ func (p *paths) next() (string, error) {
 	return p.prev, nil
 }
 
-func (p *paths) done() bool { return p.shared.done() && len(p.text) == 0 }
+func (p *pathColumn) done() bool { return p.shared.done() && len(p.text) == 0 }
 
 // decMode refuses what the sections have no use for.
 var decMode = sync.OnceValue(func() cbor.DecMode {
