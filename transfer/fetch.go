@@ -55,7 +55,7 @@ func (f *fetcher) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		g.Go(func() error {
-			data, err := f.cache.getChunk(ctx, f.chunks[i])
+			data, err := f.cache.getChunk(ctx, f.chunks[i], false)
 			f.slots[i] <- stored{data, err}
 			return nil
 		})
@@ -76,8 +76,8 @@ func (f *fetcher) take(ctx context.Context, i int, buf []byte) ([]byte, error) {
 		if err == nil {
 			return plain, nil
 		}
-		// Once more: it may have been damaged on the way, or be a torn copy of somebody else's making.
-		data, err2 := f.cache.getChunk(ctx, c)
+		// Once more, from the far store: it may have been damaged on the way, or be a near copy that is.
+		data, err2 := f.cache.getChunk(ctx, c, true)
 		if err2 != nil {
 			return buf, errors.Join(err, err2)
 		}
@@ -87,9 +87,9 @@ func (f *fetcher) take(ctx context.Context, i int, buf []byte) ([]byte, error) {
 	}
 }
 
-// getChunk reads a chunk's stored bytes.
-func (c *Cache) getChunk(ctx context.Context, ch index.Chunk) ([]byte, error) {
-	o, err := c.Store.Get(ctx, ch.Path(), store.Read{Max: int64(chunk.MaxEncoded(ch.Length))})
+// getChunk reads a chunk's stored bytes; fresh passes near copies by.
+func (c *Cache) getChunk(ctx context.Context, ch index.Chunk, fresh bool) ([]byte, error) {
+	o, err := c.Store.Get(ctx, ch.Path(), store.Read{Max: int64(chunk.MaxEncoded(ch.Length)), Fresh: fresh})
 	switch {
 	case errors.Is(err, store.ErrNotExist):
 		return nil, fmt.Errorf("%w: %s", ErrMissing, ch.Key)
@@ -98,9 +98,10 @@ func (c *Cache) getChunk(ctx context.Context, ch index.Chunk) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("reading chunk %s: %w", ch.Key, err)
 	}
-	p := c.Progress
-	p.Chunks.Add(1)
-	p.Transferred.Add(int64(len(o.Data)))
+	if p := c.Progress; !o.Near {
+		p.Chunks.Add(1)
+		p.Transferred.Add(int64(len(o.Data)))
+	}
 	return o.Data, nil
 }
 

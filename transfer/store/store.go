@@ -65,6 +65,9 @@ type Read struct {
 	Length int64
 	// Max refuses, with ErrTooLarge, to return more bytes than this; 0 means MaxObject.
 	Max int64
+	// Fresh asks for what the far store has: a Store that keeps near copies passes its own by, and replaces it. A reader
+	// that was given damaged bytes asks again with it, and so does whoever wants to know what the far store has.
+	Fresh bool
 }
 
 // Limit returns the most bytes that r allows for.
@@ -82,6 +85,9 @@ type Object struct {
 	Version string
 	// Size of the whole object in bytes.
 	Size int64
+	// Near says that this is a near copy: the far store was not asked. It proves nothing of what is there, and its
+	// Version is the copy's own.
+	Near bool
 }
 
 // Condition of a Put. The zero value replaces whatever is there. At most one field may be set.
