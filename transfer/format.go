@@ -3,10 +3,13 @@ package transfer
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"nbc/chunk"
 	"nbc/transfer/store"
@@ -29,7 +32,10 @@ const (
 // Format says how a store is written: how content is cut, named and compressed. It is created by the first save and
 // never changed.
 type Format struct {
-	Version     int    `json:"version"`
+	Version int `json:"version"`
+	// ID tells this store from every other one, and from one that was at the same place before and was emptied: 16
+	// random bytes in hexadecimal. What a receipt knows of chunks is worth nothing in a store with another ID.
+	ID          string `json:"id"`
 	Hash        string `json:"hash"`
 	Compression string `json:"compression"`
 	// MinWriter is the oldest writer level that may write; an older client may still read.
@@ -45,11 +51,13 @@ type FormatChunker struct {
 	Bits       int    `json:"bits"`
 }
 
-// DefaultFormat is what a new store gets.
-func DefaultFormat() Format {
+// NewFormat is what a new store gets.
+func NewFormat() Format {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
 	p := chunk.DefaultParams()
 	return Format{
-		Version: formatVersion, Hash: formatHash, Compression: formatZstd, MinWriter: writerLevel,
+		Version: formatVersion, ID: hex.EncodeToString(id[:]), Hash: formatHash, Compression: formatZstd, MinWriter: writerLevel,
 		Chunker: FormatChunker{Polynomial: fmt.Sprintf("%#x", p.Polynomial), Min: p.Min, Max: p.Max, Bits: p.Bits},
 	}
 }
@@ -76,6 +84,8 @@ func parseFormat(data []byte) (Format, error) {
 	switch {
 	case f.Version != formatVersion:
 		return f, fmt.Errorf("%w: version %d, this nbc knows %d", ErrFormat, f.Version, formatVersion)
+	case len(f.ID) != 32 || strings.Trim(f.ID, "0123456789abcdef") != "":
+		return f, fmt.Errorf("%w: ID %q", ErrFormat, f.ID)
 	case f.Hash != formatHash:
 		return f, fmt.Errorf("%w: hash %q, this nbc knows %q", ErrFormat, f.Hash, formatHash)
 	case f.Compression != formatZstd:
@@ -97,12 +107,13 @@ func readFormat(ctx context.Context, s store.Store) (Format, error) {
 	return parseFormat(o.Data)
 }
 
-// writableFormat returns the store's format for a writer, and creates it in a new store. Two first writers at once
-// write the same bytes; one of another version, whose bytes differ, is found out by reading it again.
+// writableFormat returns the store's format for a writer, and creates it in a new store. Of two first writers at once the
+// later one wins: that is found out by reading it again, or, where both have read their own, by a receipt with the ID
+// that lost, which is then of no use.
 func writableFormat(ctx context.Context, s store.Store) (Format, error) {
 	f, err := readFormat(ctx, s)
 	if errors.Is(err, store.ErrNotExist) {
-		data, err := json.MarshalIndent(DefaultFormat(), "", "  ")
+		data, err := json.MarshalIndent(NewFormat(), "", "  ")
 		if err != nil {
 			return Format{}, err
 		}

@@ -39,6 +39,9 @@ type receipt struct {
 	Root             string `cbor:"root"`
 	RootDev, RootIno uint64
 
+	// Store is the ID of the store that was asked (see Format), "" if it had none yet.
+	Store string `cbor:"store"`
+
 	Name      string   `cbor:"name"`
 	Fallbacks []string `cbor:"fallbacks"`
 	Tree      Tree     `cbor:"tree"`
@@ -50,9 +53,10 @@ type receipt struct {
 	// Restored is the name that this build was restored from; "" after a miss.
 	Restored string `cbor:"restored"`
 	// Base is the name of the index that Files came from, and BaseData the index as it was read or saved, so that the
-	// next save sees the same one even if it was replaced meanwhile.
-	Base     string `cbor:"base"`
-	BaseData []byte `cbor:"basedata"`
+	// next save sees the same one even if it was replaced meanwhile. BaseStore is the ID of the store that has its chunks.
+	Base      string `cbor:"base"`
+	BaseStore string `cbor:"basestore"`
+	BaseData  []byte `cbor:"basedata"`
 
 	// Sources and SourceStats are what the build tool saw, before the build, in the same order.
 	Sources     []index.Source `cbor:"sources"`

@@ -87,7 +87,7 @@ func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, 
 	} else {
 		if old := r.old; old != nil {
 			// Nothing was touched, so what the old receipt proves is still true.
-			r.receipt.Base, r.receipt.BaseData = old.Base, old.BaseData
+			r.receipt.Base, r.receipt.BaseStore, r.receipt.BaseData = old.Base, old.BaseStore, old.BaseData
 			r.receipt.Files, r.receipt.Probe = old.Files, old.Probe
 		}
 		if r.receipt.SourceProbe, err2 = probeQuietly(r.root); err2 != nil {
@@ -169,6 +169,7 @@ func (r *restoring) run(ctx context.Context, w index.Walker, names []string) err
 	}
 	// That the name is absent is known from the store itself, whatever comes of the fallbacks.
 	r.receipt.Absent = errors.Is(firstErr, store.ErrNotExist)
+	r.receipt.Store = r.format.ID
 
 	if err := r.inTheWay(); err != nil {
 		return err
@@ -538,7 +539,8 @@ func (e *effects) finish(ctx context.Context, c candidate, shift int64) error {
 	files := e.staging.stats
 	slices.SortStableFunc(files, func(a, b receiptFile) int { return strings.Compare(a.Path, b.Path) })
 	rec.Files = lastOfEach(files)
-	rec.Base, rec.BaseData, rec.Restored, rec.Shift = c.name, c.data, c.name, shift
+	rec.Restored, rec.Shift = c.name, shift
+	rec.Base, rec.BaseStore, rec.BaseData = c.name, r.format.ID, c.data
 	var err error
 	if rec.SourceStats, err = restat(r.root, rec.Sources); err != nil {
 		r.warn("looking at the sources again: %v", err)

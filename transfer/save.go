@@ -25,6 +25,7 @@ type saving struct {
 	report  *SaveReport
 	walker  index.Walker
 	receipt *receipt // of this build's restore, or nil
+	format  Format
 	params  chunk.Params
 	state   State
 
@@ -51,9 +52,18 @@ func (b *Build) Save(ctx context.Context, o SaveOptions) (*SaveReport, error) {
 	if err := s.takeReceipt(); err != nil {
 		return s.report, err
 	}
-	if reason := s.forbidden(); reason != "" {
+	f, err := writableFormat(ctx, b.cache.Store)
+	if err != nil {
+		return s.report, err
+	}
+	s.format = f
+	if s.params, err = f.Params(); err != nil {
+		return s.report, err
+	}
+	reason, err := s.forbidden(ctx)
+	if err != nil || reason != "" {
 		s.report.Reason = reason
-		return s.report, nil
+		return s.report, err
 	}
 	const attempts = 3
 	for try := 1; ; try++ {
@@ -120,18 +130,33 @@ func (s *saving) before() bool {
 
 // forbidden says why a failed build's artifacts are not saved. An outage followed by a failing build must not replace
 // a good index: only a build that began with this very name, or with the knowledge that there is none, may.
-func (s *saving) forbidden() string {
+func (s *saving) forbidden(ctx context.Context) (string, error) {
 	if !s.o.Failed {
-		return ""
+		return "", nil
 	}
 	r := s.receipt
 	switch {
 	case !s.before():
-		return "the build failed, and nothing is known of what it began with"
-	case r.Restored == s.o.Name, r.Absent && r.Name == s.o.Name:
-		return ""
+		return "the build failed, and nothing is known of what it began with", nil
+	case r.Restored == s.o.Name && r.Store == s.format.ID:
+		return "", nil
+	case r.Absent && r.Name == s.o.Name && r.Store == s.format.ID:
+		return "", nil
+	case r.Absent && r.Name == s.o.Name && r.Store == "":
+		// The store was new then; this may be another one.
+		if _, err := s.cache.readKeys(ctx, s.o.Name); errors.Is(err, store.ErrNotExist) {
+			return "", nil
+		} else if errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil {
+			return "", err
+		}
 	}
-	return "the build failed, and it did not begin with what this name holds"
+	return "the build failed, and it did not begin with what this name holds", nil
+}
+
+// baseUsable says whether the receipt's base speaks of chunks that this store has.
+func (s *saving) baseUsable() bool {
+	r := s.receipt
+	return r != nil && r.BaseData != nil && r.BaseStore == s.format.ID && !slices.Contains(r.Damaged, r.Base)
 }
 
 // save is one attempt, with a walk of its own.
@@ -206,14 +231,6 @@ func (s *saving) look(ctx context.Context) error {
 		}
 		return s.describeSources(gctx, tree)
 	})
-	g.Go(func() error {
-		f, err := writableFormat(gctx, s.cache.Store)
-		if err != nil {
-			return err
-		}
-		s.params, err = f.Params()
-		return err
-	})
 	g.Go(func() (err error) {
 		s.state, err = readState(gctx, s.cache.Store)
 		return err
@@ -228,7 +245,7 @@ func (s *saving) look(ctx context.Context) error {
 	for _, p := range tree.Skipped {
 		s.warn("%s is left out: it is not a file, directory or link", p)
 	}
-	if r := s.receipt; r != nil && r.BaseData != nil && !slices.Contains(r.Damaged, r.Base) {
+	if r := s.receipt; s.baseUsable() {
 		x, err := index.Decode(r.BaseData)
 		if err != nil {
 			return fmt.Errorf("base of the receipt: %w", err)
@@ -281,7 +298,8 @@ func (s *saving) dedupBases(ctx context.Context) ([]*index.Index, error) {
 	var list []*index.Index
 	names := append([]string{s.o.Name}, s.o.Fallbacks...)
 	for _, name := range slices.Backward(names) { // so that the name's own keys win
-		if r != nil && (r.Base == name || slices.Contains(r.Damaged, name) || r.Absent && r.Name == name) {
+		if s.baseUsable() && r.Base == name || r != nil && r.Store == s.format.ID &&
+			(slices.Contains(r.Damaged, name) || r.Absent && r.Name == name) {
 			continue
 		}
 		x, err := s.cache.readKeys(ctx, name)
@@ -501,7 +519,7 @@ func (s *saving) commit(ctx context.Context, u *upload, x *index.Index) ([]byte,
 func (s *saving) settle(data []byte) {
 	r := &receipt{
 		Outcome: outcomeSaved, Name: s.o.Name, Fallbacks: s.o.Fallbacks, Tree: s.o.Tree,
-		Base: s.o.Name, BaseData: data, Files: s.stats, Probe: s.probe,
+		Store: s.format.ID, Base: s.o.Name, BaseStore: s.format.ID, BaseData: data, Files: s.stats, Probe: s.probe,
 	}
 	if err := s.keep(r); err != nil {
 		s.warn("%v", err)
