@@ -87,15 +87,16 @@ func compile(text string) (pattern, error) {
 		p.alternatives = append(p.alternatives, elements)
 	}
 
-	// Braces may hold slashes and dots of their own ("{a,b/../c}"), which cleaning would take for the path's.
-	clean := strings.TrimRight(strings.TrimPrefix(text, "./"), "/")
-	if !strings.Contains(text, "{") {
-		clean = path.Clean(text)
+	clean := path.Clean(text)
+	if len(alternatives) > 1 || alternatives[0] != text {
+		// Braces may hold slashes and dots of their own ("{a,b/../c}"), which path.Clean would take for the path's.
+		clean = strings.TrimRight(text, "/")
+		for strings.HasPrefix(clean, "./") {
+			clean = strings.TrimLeft(clean[1:], "/")
+		}
 	}
-	p.anywhere = !strings.Contains(clean, "/")
-	p.text = clean
-	if p.anywhere && strings.HasPrefix(text, "./") {
-		p.anywhere = false
+	p.text, p.anywhere = clean, !strings.Contains(strings.TrimRight(text, "/"), "/")
+	if !p.anywhere && !strings.Contains(clean, "/") {
 		p.text = "./" + clean
 	}
 	if strings.ContainsAny(clean, `*?[{\`) && path.Clean(clean) == clean {

@@ -251,7 +251,7 @@ func (s *search) look(fd int, l *listing, d *folder, name, prefix string) error 
 	case name == ".git":
 		return nil
 	default:
-		if place == inIgnored || d.ignore.match(name) {
+		if d.ignore.match(name) {
 			place = inIgnored
 		}
 		below = d.dirs.step(name)
