@@ -64,7 +64,7 @@ func kindOf(err error) kind {
 		return kind{"changing", 16}
 	case errors.Is(err, transfer.ErrStateLost):
 		return kind{"state-lost", 14}
-	case errors.Is(err, transfer.ErrFormat):
+	case errors.Is(err, transfer.ErrFormat), errors.Is(err, index.ErrVersion):
 		return kind{"format", 12}
 	case errors.Is(err, transfer.ErrMissing), errors.Is(err, chunk.ErrCorrupt), errors.Is(err, index.ErrInvalid):
 		return kind{"damaged", 13}
@@ -81,17 +81,15 @@ func codeOf(err error) int { return kindOf(err).code }
 
 // hintFor says what to do about an error, or "" if there is nothing to say that the error does not.
 func hintFor(err error) string {
-	var h *hinted
-	if errors.As(err, &h) {
-		return h.hint
+	if h := store.Hint(err); h != "" {
+		return h
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return "make room on the disk, or name another place with --store, --state or TMPDIR"
 	}
 	switch kindOf(err).name {
 	case "unavailable":
-		return "is the address in --store right, and can this machine reach it? " +
-			"The build can go on without a cache: --best-effort"
+		return "is the address in --store right, and can this machine reach it?"
 	case "refused":
 		return "for S3, check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID and the like) and the bucket's policy; " +
 			"for a directory, who owns it"
@@ -108,7 +106,7 @@ func hintFor(err error) string {
 	case "no-receipt":
 		return "name it: nbc save NAME --dir DIR, or restore first: nbc restore NAME --dir DIR"
 	case "timeout":
-		return "give it more time with --timeout, or let the build go on without a cache: --best-effort"
+		return "give it more time with --timeout"
 	}
 	return ""
 }
@@ -136,6 +134,7 @@ type hinted struct {
 }
 
 func (e *hinted) Unwrap() error { return e.error }
+func (e *hinted) Hint() string  { return e.hint }
 
 // interrupted says that a signal ended the work.
 type interrupted struct{ signal syscall.Signal }

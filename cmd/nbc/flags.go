@@ -303,8 +303,8 @@ func (o *options) root(cmd *cobra.Command) (string, error) {
 	return abs, nil
 }
 
-// tree returns the patterns, relative to root. Files of nbc's own that are in the tree are left out of the sources:
-// they change with every build and would count as changed sources.
+// tree returns the patterns, relative to root. A store and a file of JSON that are in the tree are left out of the
+// sources: they change with every build and would count as changed sources.
 func (o *options) tree(cmd *cobra.Command, root string, l location) (transfer.Tree, error) {
 	var t transfer.Tree
 	for _, p := range []struct {
@@ -329,36 +329,31 @@ func (o *options) tree(cmd *cobra.Command, root string, l location) (transfer.Tr
 			*p.to = append(*p.to, text)
 		}
 	}
-	own := []string{l.dir, o.jsonFile}
-	if o.state != "" {
-		own = append(own, o.state, o.state+".lock", o.state+".journal")
-	}
-	for _, file := range own {
+	for _, file := range []string{l.dir, o.jsonFile} {
 		if file == "" {
 			continue
 		}
-		abs, err := filepath.Abs(file)
-		if err != nil {
-			return t, fmt.Errorf("finding %s: %w", file, err)
-		}
-		if rel, err := inside(root, abs); err == nil && rel != "./." {
+		rel, err := inside(root, file)
+		if err == nil && rel != "./." {
 			t.IgnoreSources = append(t.IgnoreSources, literal(rel))
 		}
 	}
 	return t, nil
 }
 
-// inside returns the path of an absolute one relative to root. It begins with "./", so that as a pattern it is about
-// this place only.
+// inside returns a path relative to root. It begins with "./", so that as a pattern it is about this place only.
 func inside(root, path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("finding %s: %w", path, err)
+	}
 	// The tree may have been named by way of a link, and the path not, or the other way round.
 	real, err := filepath.EvalSymlinks(root)
 	if err != nil {
 		return "", fmt.Errorf("finding the source tree: %w", err)
 	}
 	for _, r := range []string{root, real} {
-		rel, err := filepath.Rel(r, path)
-		if err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+		if rel, err := filepath.Rel(r, abs); err == nil && filepath.IsLocal(rel) {
 			return "./" + rel, nil
 		}
 	}

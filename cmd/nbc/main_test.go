@@ -33,6 +33,7 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("CLOSED", closedPort(t))
+			e.Setenv("NL", "\n")
 			return nil
 		},
 		Condition: condition,

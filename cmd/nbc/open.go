@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -11,6 +10,7 @@ import (
 
 	"nbc/transfer/store"
 	"nbc/transfer/store/dir"
+	"nbc/transfer/store/s3"
 )
 
 const storesHelp = `A store is named by a URL, in --store or NBC_STORE:
@@ -32,8 +32,8 @@ joined by "&"; put the URL in quotes then.`
 
 // location is a store that is named and not yet opened.
 type location struct {
-	dir string   // of a directory store
-	url *url.URL // of any other; nil with an empty dir is the default
+	dir string // of a directory store
+	s3  string // the URL of a bucket; if both are empty it is the default
 }
 
 // openedStore is a store that can be closed.
@@ -63,7 +63,7 @@ func parseStore(text string) (location, error) {
 		}
 		return location{dir: u.Path}, nil
 	case "s3":
-		return location{url: u}, nil
+		return location{s3: text}, nil
 	case "":
 		return location{}, &hinted{fmt.Errorf("%q is not a URL", text), "a directory begins with / or ./"}
 	}
@@ -73,18 +73,18 @@ func parseStore(text string) (location, error) {
 }
 
 // open opens the store, which for a directory makes it.
-func (l location) open(ctx context.Context, o *options) (openedStore, error) {
-	switch {
-	case l.dir != "":
-		return dir.Open(l.dir)
-	case l.url == nil:
-		path, err := defaultStore()
-		if err != nil {
+func (l location) open(ctx context.Context) (openedStore, error) {
+	if l.s3 != "" {
+		return s3.Open(ctx, l.s3)
+	}
+	path := l.dir
+	if path == "" {
+		var err error
+		if path, err = defaultStore(); err != nil {
 			return nil, err
 		}
-		return dir.Open(path)
 	}
-	return nil, errors.New("not yet")
+	return dir.Open(path)
 }
 
 // defaultStore returns the directory of the store that needs no configuration.

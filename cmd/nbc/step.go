@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,11 @@ func (a *app) place(cmd *cobra.Command) (place, error) {
 	if p.store, err = parseStore(a.options.store); err != nil {
 		return p, usagef("%s: %w", origin(cmd, "store"), err)
 	}
+	if state := a.options.state; state != "" {
+		if rel, err := inside(p.root, state); err == nil {
+			return p, usagef("%s: %s is in the source tree, where it would be a source", origin(cmd, "state"), rel)
+		}
+	}
 	p.tree, err = a.options.tree(cmd, p.root, p.store)
 	return p, err
 }
@@ -44,7 +50,7 @@ type session struct {
 
 // open opens the store and the tree.
 func (a *app) open(ctx context.Context, p place) (*session, error) {
-	s, err := p.store.open(ctx, &a.options)
+	s, err := p.store.open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -115,8 +121,8 @@ func (a *app) failed(err error) {
 		}
 		return
 	}
-	if a.raise == 0 && (k.name == "unavailable" || k.name == "timeout") {
-		hint += "; with --best-effort a build goes on without its cache"
+	if k.name == "unavailable" || k.name == "timeout" {
+		hint = strings.TrimPrefix(hint+"; with --best-effort a build goes on without its cache", "; ")
 	}
 	a.console.fail(err, hint)
 	a.code = k.code
