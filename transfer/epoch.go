@@ -2,28 +2,40 @@ package transfer
 
 import (
 	"context"
-	"encoding/binary"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 
 	"nbc/chunk"
+	"nbc/index"
 	"nbc/transfer/store"
 )
 
-// This file is the saver's half of the collection protocol, fenced epochs. COLLECT.md specifies its objects.
+// This file is what savers and collectors share of the collection protocol, and the saver's half of it. COLLECT.md
+// specifies the protocol and its objects.
 
 // StatePath is the key of the collector's state.
 const StatePath = "gc/state"
 
 const (
 	stateVersion = 1
-	// firstEpoch and its fence are those of a store that was never collected, and has no gc/state.
+	// firstEpoch is that of a store that was never collected and has no gc/state. Its fence is 0.
 	firstEpoch = 1
-	// maxFingerprints is how many 8-byte fingerprints of dead chunks a saver reads at most, over all manifests: 8 MB.
-	// Beyond that it is cheaper to trust no earlier chunk, and to send again what is needed.
-	maxFingerprints = 1 << 20
+)
+
+// phase of the collection that is under way.
+type phase string
+
+const (
+	// idle: none is.
+	idle phase = "idle"
+	// fenced: the chunks that may go are condemned, and savers of earlier epochs are fenced off. What indexes refer to
+	// all the same is to be found out.
+	fenced phase = "fenced"
+	// sweeping: what goes is recorded, and is being deleted.
+	sweeping phase = "sweeping"
 )
 
 // State is the collector's state: which epoch new savers work in, and which earlier savers are fenced off. Only a
@@ -34,95 +46,89 @@ type State struct {
 	Epoch uint64 `json:"epoch"`
 	// Fence is the highest epoch whose savers are no longer acknowledged.
 	Fence uint64 `json:"fence"`
-	// Phase of the collection that is under way: "idle", "fenced" or "sweeping".
-	Phase string `json:"phase"`
-	// Oldest is the lowest epoch whose manifest is still kept. What was learned before it cannot be checked.
-	Oldest uint64 `json:"oldest"`
-	// Dead are the manifests for savers. Each lists the fingerprints of all chunk keys that are dead in the epochs
-	// From to To.
+	Phase phase  `json:"phase"`
+	// Dead are the manifests for savers, the longest first. Each holds the fingerprints of all chunk keys that are dead
+	// in the epochs From to Epoch, so a saver needs one of them. What was learned before the first one's From cannot be
+	// checked any more.
 	Dead []Manifest `json:"dead,omitempty"`
+
+	// Earlier is what Dead was before the collection that is under way.
+	Earlier []Manifest `json:"earlier,omitempty"`
+	// Condemned is what may go in that collection, and Spared what of it stays.
+	Condemned *Condemned `json:"condemned,omitempty"`
+	Spared    *Manifest  `json:"spared,omitempty"`
+	// Writer is random, so that no two collectors ever write the same bytes.
+	Writer string `json:"writer"`
 }
 
-// Manifest names an object with fingerprints of dead chunk keys.
+// Manifest names an object with fingerprints of chunk keys.
 type Manifest struct {
 	Key   string `json:"key"`
 	From  uint64 `json:"from"`
 	To    uint64 `json:"to"`
 	Count int64  `json:"count"`
+	Bytes int64  `json:"bytes"`
+	// Since is when the epoch From began, by the clock of the collector that began it, in seconds since 1970. Only how
+	// long the manifest is kept depends on it.
+	Since int64 `json:"since,omitempty"`
 }
+
+// Condemned names objects with whole chunk keys: Key.0, Key.1 and so on, as many as there are Parts.
+type Condemned struct {
+	Key   string `json:"key"`
+	Parts int    `json:"parts"`
+	Count int64  `json:"count"`
+	// Bytes that the chunks take in the store.
+	Bytes int64 `json:"bytes"`
+}
+
+// part returns the key of one of the objects.
+func (c *Condemned) part(i int) string { return fmt.Sprintf("%s.%d", c.Key, i) }
 
 // readState returns the collector's state; that of a store without one is its first.
 func readState(ctx context.Context, s store.Store) (State, error) {
+	st, _, err := stateAndVersion(ctx, s)
+	return st, err
+}
+
+// stateAndVersion returns the version of the object as well: "" if there is none.
+func stateAndVersion(ctx context.Context, s store.Store) (State, string, error) {
 	o, err := s.Get(ctx, StatePath, store.Read{Max: maxSmall})
 	if errors.Is(err, store.ErrNotExist) {
-		return State{Version: stateVersion, Epoch: firstEpoch, Phase: "idle", Oldest: firstEpoch + 1}, nil
+		return State{Version: stateVersion, Epoch: firstEpoch, Phase: idle}, "", nil
 	}
 	if err != nil {
-		return State{}, fmt.Errorf("reading %s: %w", StatePath, err)
+		return State{}, "", fmt.Errorf("reading %s: %w", StatePath, err)
 	}
 	var st State
 	if err := json.Unmarshal(o.Data, &st); err != nil {
-		return State{}, fmt.Errorf("%w: %s cannot be read: %w", ErrStateLost, StatePath, err)
+		return State{}, "", fmt.Errorf("%w: %s cannot be read: %w", ErrStateLost, StatePath, err)
 	}
 	if st.Version != stateVersion {
-		return State{}, fmt.Errorf("%w: %s has version %d, this nbc knows %d", ErrFormat, StatePath, st.Version, stateVersion)
+		return State{}, "", fmt.Errorf("%w: %s has version %d, this nbc knows %d", ErrFormat, StatePath, st.Version,
+			stateVersion)
 	}
 	if st.Epoch < firstEpoch || st.Fence >= st.Epoch {
-		return State{}, fmt.Errorf("%w: %s has epoch %d and fence %d", ErrStateLost, StatePath, st.Epoch, st.Fence)
+		return State{}, "", fmt.Errorf("%w: %s has epoch %d and fence %d", ErrStateLost, StatePath, st.Epoch, st.Fence)
 	}
-	return st, nil
+	return st, o.Version, nil
 }
 
-// checkEpoch says whether an index of that epoch can exist beside st.
-func (st State) checkEpoch(name string, epoch uint64) error {
-	if epoch > st.Epoch {
-		return fmt.Errorf("%w: %s has epoch %d, the index of %s was saved in epoch %d", ErrStateLost, StatePath, st.Epoch,
-			name, epoch)
+// checkEpoch says whether an index or a chunk of that epoch can exist beside st. It may have been written in an epoch
+// that began after st was read, so st is read once more before the state is called lost.
+func (st *State) checkEpoch(ctx context.Context, s store.Store, what string, epoch uint64) error {
+	if epoch <= st.Epoch {
+		return nil
 	}
+	now, err := readState(ctx, s)
+	if err != nil {
+		return err
+	}
+	if epoch > now.Epoch {
+		return fmt.Errorf("%w: %s has epoch %d, %s is of epoch %d", ErrStateLost, StatePath, now.Epoch, what, epoch)
+	}
+	*st = now
 	return nil
-}
-
-// Fingerprint is what manifests for savers list instead of a key: 8 bytes. Two keys with the same one cost an upload,
-// no more: a saver only asks whether a key is dead.
-func Fingerprint(k chunk.Key) uint64 {
-	return binary.BigEndian.Uint64(k.ID[:8]) ^ k.Epoch*0x9e3779b97f4a7c15
-}
-
-// deadMagic begins a manifest for savers.
-const deadMagic = "nbcdead1"
-
-// EncodeManifest returns the manifest of fingerprints, which it sorts: the magic, then each fingerprint once, in rising
-// order, 8 bytes big-endian, then the BLAKE3-256 of all before.
-func EncodeManifest(fingerprints []uint64) []byte {
-	slices.Sort(fingerprints)
-	fingerprints = slices.Compact(fingerprints)
-	b := make([]byte, 0, len(deadMagic)+8*len(fingerprints)+chunk.IDSize)
-	b = append(b, deadMagic...)
-	for _, f := range fingerprints {
-		b = binary.BigEndian.AppendUint64(b, f)
-	}
-	sum := chunk.Sum(b)
-	return append(b, sum[:]...)
-}
-
-// DecodeManifest is the inverse of [EncodeManifest].
-func DecodeManifest(data []byte) ([]uint64, error) {
-	body := len(data) - chunk.IDSize
-	if body < len(deadMagic) || string(data[:len(deadMagic)]) != deadMagic || (body-len(deadMagic))%8 != 0 {
-		return nil, errors.New("not a manifest of dead chunks")
-	}
-	if chunk.Sum(data[:body]) != chunk.ID(data[body:]) {
-		return nil, errors.New("manifest of dead chunks is damaged")
-	}
-	list := make([]uint64, 0, (body-len(deadMagic))/8)
-	for b := data[len(deadMagic):body]; len(b) > 0; b = b[8:] {
-		f := binary.BigEndian.Uint64(b)
-		if len(list) > 0 && f <= list[len(list)-1] {
-			return nil, errors.New("manifest of dead chunks is not sorted")
-		}
-		list = append(list, f)
-	}
-	return list, nil
 }
 
 // dead knows which keys a saver may not refer to: those of the manifests read so far.
@@ -133,62 +139,80 @@ func DecodeManifest(data []byte) ([]uint64, error) {
 // it is enough to ask, of a key learned from an index of epoch b, whether it is in any manifest of b+1 to e; those of
 // other epochs that come along in the same object can only cost an upload.
 type dead struct {
-	fingerprints map[uint64]struct{}
-	read         map[string]bool
+	read []deadKeys
 }
 
-func (d *dead) has(k chunk.Key) bool {
-	_, ok := d.fingerprints[Fingerprint(k)]
-	return ok
+type deadKeys struct {
+	Manifest
+	set fingerprintSet
 }
 
-// learn reads the manifests of the epochs after since, up to st's. It returns false if they cannot all be had for
-// a reasonable price: then no key that was learned at epoch since may be referred to.
+// learn makes sure that what died in the epochs after since, up to st's, is known. It costs one small Get, or none. It
+// returns false if it cannot be known: then no key that was learned at epoch since may be referred to.
 func (d *dead) learn(ctx context.Context, s store.Store, st State, since uint64) (bool, error) {
 	if since >= st.Epoch {
 		return true, nil
 	}
-	if since+1 < st.Oldest {
+	covers := func(m Manifest) bool { return m.From <= since+1 && m.To >= st.Epoch }
+	for i := range d.read {
+		if covers(d.read[i].Manifest) {
+			return true, nil
+		}
+	}
+	var best *Manifest
+	for i := range st.Dead {
+		if m := &st.Dead[i]; covers(*m) && (best == nil || m.From > best.From) {
+			best = m
+		}
+	}
+	if best == nil {
 		return false, nil
 	}
-	var todo []Manifest
-	total := int64(len(d.fingerprints))
-	covered := since
-	for _, m := range st.Dead { // in the order of the epochs
-		if m.To <= since {
-			continue
-		}
-		if m.From > covered+1 {
-			break
-		}
-		covered = max(covered, m.To)
-		if !d.read[m.Key] {
-			todo = append(todo, m)
-			total += m.Count
-		}
-	}
-	if covered < st.Epoch || total > maxFingerprints {
+	set, err := readFingerprints(ctx, s, best.Key, deadWidth, maxManifest)
+	switch {
+	case errors.Is(err, store.ErrNotExist), errors.Is(err, store.ErrTooLarge), errors.Is(err, errManifest):
+		// Two later collections came between the reading of st and now, or it is damaged: what it said cannot be known.
 		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("reading %s: %w", best.Key, err)
 	}
-	for _, m := range todo {
-		o, err := s.Get(ctx, m.Key, store.Read{Max: 8*maxFingerprints + 64})
-		if errors.Is(err, store.ErrNotExist) || errors.Is(err, store.ErrTooLarge) {
-			return false, nil // a later collection has merged it meanwhile; what it said cannot be known from here
-		}
-		if err != nil {
-			return false, fmt.Errorf("reading %s: %w", m.Key, err)
-		}
-		list, err := DecodeManifest(o.Data)
-		if err != nil {
-			return false, nil //nolint:nilerr // a damaged manifest says nothing: then no earlier chunk is trusted
-		}
-		if d.fingerprints == nil {
-			d.fingerprints, d.read = map[uint64]struct{}{}, map[string]bool{}
-		}
-		for _, f := range list {
-			d.fingerprints[f] = struct{}{}
-		}
-		d.read[m.Key] = true
-	}
+	d.read = append(d.read, deadKeys{*best, set})
 	return true, nil
+}
+
+// among returns those keys of chunks that are dead by anything that was read.
+func (d *dead) among(chunks []index.Chunk) map[chunk.Key]bool {
+	found := map[chunk.Key]bool{}
+	if len(d.read) == 0 || len(chunks) == 0 {
+		return found
+	}
+	by := make(map[uint64][]chunk.Key, len(chunks))
+	wanted := make([]uint64, 0, len(chunks))
+	for i := range chunks {
+		f := Fingerprint(chunks[i].Key) >> (64 - deadWidth)
+		if _, ok := by[f]; !ok {
+			wanted = append(wanted, f)
+		}
+		by[f] = append(by[f], chunks[i].Key)
+	}
+	slices.Sort(wanted)
+	for i := range d.read {
+		d.read[i].set.intersect(wanted, func(f uint64) {
+			for _, k := range by[f] {
+				found[k] = true
+			}
+		})
+	}
+	return found
+}
+
+// randomName returns text that nobody has used before.
+func randomName() string {
+	const digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	for i := range b {
+		b[i] = digits[int(b[i])%len(digits)]
+	}
+	return string(b[:])
 }

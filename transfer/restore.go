@@ -333,7 +333,7 @@ func (r *restoring) try(ctx context.Context, c candidate) error {
 // On an error all is taken back in an order with the same property.
 func (r *restoring) restore(ctx context.Context, c candidate) error {
 	x, p := c.index, r.cache.Progress
-	if err := r.state.checkEpoch(c.name, x.Epoch); err != nil {
+	if err := r.state.checkEpoch(ctx, r.cache.Store, "the index of "+c.name, x.Epoch); err != nil {
 		return err
 	}
 	if len(x.Entries) == 0 {

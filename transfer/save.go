@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -254,10 +255,8 @@ func (s *saving) look(ctx context.Context) error {
 		s.report.Base = r.Base
 		others = append(others, x) // last: its keys win
 	}
-	for _, x := range others {
-		if err := s.learn(ctx, x); err != nil {
-			return err
-		}
+	if err := s.learn(ctx, others); err != nil {
+		return err
 	}
 	s.report.Roots = tree.Roots
 	s.describeArtifacts(tree)
@@ -270,21 +269,34 @@ func (s *saving) warn(format string, a ...any) {
 	s.cache.log().Warn(text)
 }
 
-// learn adds the usable keys of x to the known ones.
-func (s *saving) learn(ctx context.Context, x *index.Index) error {
-	if err := s.state.checkEpoch("a base", x.Epoch); err != nil {
+// learn adds the usable keys of bases to the known ones, those of the last base last.
+func (s *saving) learn(ctx context.Context, bases []*index.Index) error {
+	var newest uint64
+	for _, x := range bases {
+		newest = max(newest, x.Epoch)
+	}
+	if err := s.state.checkEpoch(ctx, s.cache.Store, "a base", newest); err != nil {
 		return err
 	}
-	ok, err := s.dead.learn(ctx, s.cache.Store, s.state, x.Epoch)
-	if err != nil {
-		return err
+	// The oldest first: the manifest that tells what died since then tells it of the others as well.
+	byAge := slices.SortedFunc(slices.Values(bases), func(a, b *index.Index) int { return cmp.Compare(a.Epoch, b.Epoch) })
+	trusted := map[*index.Index]bool{}
+	for _, x := range byAge {
+		ok, err := s.dead.learn(ctx, s.cache.Store, s.state, x.Epoch)
+		if err != nil {
+			return err
+		}
+		trusted[x] = ok
 	}
-	if !ok {
-		return nil
-	}
-	for _, c := range x.Chunks {
-		if !s.dead.has(c.Key) {
-			s.known[c.ID] = c.Key.Epoch
+	for _, x := range bases {
+		if !trusted[x] {
+			continue
+		}
+		dead := s.dead.among(x.Chunks)
+		for _, c := range x.Chunks {
+			if !dead[c.Key] {
+				s.known[c.ID] = c.Key.Epoch
+			}
 		}
 	}
 	return nil
@@ -484,7 +496,8 @@ func (s *saving) commit(ctx context.Context, u *upload, x *index.Index) ([]byte,
 			if err != nil {
 				return nil, err
 			}
-			if err := u.again(ctx, x, st.Epoch, func(k chunk.Key) bool { return !ok || s.dead.has(k) }); err != nil {
+			dead := s.dead.among(x.Chunks)
+			if err := u.again(ctx, x, st.Epoch, func(k chunk.Key) bool { return !ok || dead[k] }); err != nil {
 				return nil, err
 			}
 			x.Epoch = st.Epoch
@@ -503,7 +516,7 @@ func (s *saving) commit(ctx context.Context, u *upload, x *index.Index) ([]byte,
 			return nil, fmt.Errorf("the index was put, but not acknowledged: %w", err)
 		}
 		if st.Epoch < x.Epoch {
-			return nil, st.checkEpoch(s.o.Name, x.Epoch)
+			return nil, fmt.Errorf("%w: %s went back from epoch %d to %d", ErrStateLost, StatePath, x.Epoch, st.Epoch)
 		}
 		if st.Fence < x.Epoch {
 			return data, nil
