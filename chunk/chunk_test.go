@@ -121,7 +121,9 @@ func TestDecodeIsTheInverseOfEncode(t *testing.T) {
 			t.Fatalf("FrameSize of %d bytes: %d, %v", len(plain), n, err)
 		}
 	}
-	for _, n := range []int{0, 1, 255, 256, 257, 1023, 1024, 1025, 65791, 65792, 128 << 10, 128<<10 + 1, 655360, MaxSize} {
+	for _, n := range []int{
+		0, 1, 255, 256, 257, 1023, 1024, 1025, 65791, 65792, 128 << 10, 128<<10 + 1, 655360, MaxSize,
+	} {
 		check(t, noise("incompressible", n))
 		check(t, make([]byte, n))
 	}
@@ -194,7 +196,9 @@ func TestDecodeRefuses(t *testing.T) {
 	plain := append(noise("a", 3000), make([]byte, 3000)...)
 	id, size := Sum(plain), len(plain)
 	good := func() []byte { return Encode(nil, plain) }
-	hello := frame(0x20, []byte{5}, block(true, 0, 5, []byte("hello")...))
+	raw := block(true, 0, 5, []byte("hello")...)
+	hello := frame(0x20, []byte{5}, raw)
+	skip := []byte{0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0}
 	helloSum := Sum([]byte("hello"))
 	zeros := func(n int) ID { return Sum(make([]byte, n)) }
 
@@ -206,40 +210,58 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 	cases := []reject{
 		{"F1", "a size below 0", "out of bounds", good(), id, -1},
-		{"F1", "a size above 8 MiB", "out of bounds", frame(0xa0, []byte{1, 0, 0x80, 0}, block(true, 1, MaxSize+1, 0)),
-			zeros(MaxSize + 1), MaxSize + 1},
-		{"F1", "empty blocks without end", "are stored for", append(frame(0x20, []byte{5}, bytes.Repeat(block(false, 0, 0), 100)),
-			block(true, 0, 5, []byte("hello")...)...), helloSum, 5},
+		{
+			"F1", "a size above 8 MiB", "out of bounds",
+			frame(0xa0, []byte{1, 0, 0x80, 0}, block(true, 1, MaxSize+1, 0)), zeros(MaxSize + 1), MaxSize + 1,
+		},
+		{
+			"F1", "empty blocks without end", "are stored for",
+			frame(0x20, []byte{5}, bytes.Repeat(block(false, 0, 0), 100), raw), helloSum, 5,
+		},
 		{"F2", "nothing", "unexpected EOF", nil, id, size},
 		{"F2", "nothing for nothing", "unexpected EOF", nil, Sum(nil), 0},
 		{"F2", "the plain bytes", "magic", plain, id, size},
 		{"F2", "a byte more", "1 bytes after", append(good(), 0), id, size},
-		{"F2", "a second frame", "after a zstd frame", append(good(), frame(0x20, []byte{0}, block(true, 0, 0))...), id, size},
-		{"F2", "two frames of half each", "after a zstd frame", append(Encode(nil, plain[:3000]), Encode(nil, plain[3000:])...),
-			id, size},
-		{"F2", "a skippable frame before it", "skippable", append([]byte{0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0}, good()...), id, size},
-		{"F2", "a skippable frame after it", "after a zstd frame", append(good(), 0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0), id, size},
-		{"F2", "no checksum where one is promised", "after a zstd frame", frame(0x24, []byte{5}, block(true, 0, 5, []byte("hello")...)),
-			helloSum, 5},
-		{"F2", "no last block", "cut off", frame(0x20, []byte{5}, block(false, 0, 5, []byte("hello")...)), helloSum, 5},
-		{"F2", "a reserved block", "unknown type", frame(0x20, []byte{5}, block(true, 3, 5, []byte("hello")...)), helloSum, 5},
-		{"F2", "a reserved bit", "reserved", frame(0x28, []byte{5}, block(true, 0, 5, []byte("hello")...)), helloSum, 5},
-		{"F3", "no content size", "without its size", frame(0, []byte{0}, block(true, 0, 5, []byte("hello")...)), helloSum, 5},
+		{"F2", "an empty frame more", "after a zstd frame", append(good(), Encode(nil, nil)...), id, size},
+		{
+			"F2", "two frames of half each", "after a zstd frame",
+			append(Encode(nil, plain[:3000]), Encode(nil, plain[3000:])...), id, size,
+		},
+		{"F2", "a skippable frame before it", "skippable", append(skip, good()...), id, size},
+		{"F2", "a skippable frame after it", "after a zstd frame", append(good(), skip...), id, size},
+		{"F2", "no checksum where one is promised", "after a zstd frame", frame(0x24, []byte{5}, raw), helloSum, 5},
+		{"F2", "no last block", "cut off", frame(0x20, []byte{5}, block(false, 0, 5, raw[3:]...)), helloSum, 5},
+		{"F2", "a reserved block", "unknown type", frame(0x20, []byte{5}, block(true, 3, 5, raw[3:]...)), helloSum, 5},
+		{"F2", "a reserved bit", "reserved", frame(0x28, []byte{5}, raw), helloSum, 5},
+		{"F3", "no content size", "without its size", frame(0, []byte{0}, raw), helloSum, 5},
 		{"F3", "one byte less", "6000 bytes instead of 5999", good(), id, size - 1},
 		{"F3", "one byte more", "6000 bytes instead of 6001", good(), id, size + 1},
 		{"F3", "size 0", "5 bytes instead of 0", hello, helloSum, 0},
-		{"F3", "a content size of 2^63", "9223372036854775808 bytes",
-			frame(0xe0, []byte{0, 0, 0, 0, 0, 0, 0, 0x80}, block(true, 1, 5, 0)), zeros(5), 5},
-		{"F3", "a content size of 4 GB", "4294967295 bytes", frame(0xa0, []byte{0xff, 0xff, 0xff, 0xff}, block(true, 1, 5, 0)),
-			zeros(5), 5},
-		{"F4", "a dictionary", "dictionary", frame(0x21, []byte{9, 5}, block(true, 0, 5, []byte("hello")...)), helloSum, 5},
-		{"F5", "more than it claims", "", frame(0x20, []byte{5}, block(true, 1, 100_000, 0)), zeros(5), 5},
-		{"F5", "more than it claims, in blocks", "", frame(0x20, []byte{5}, block(false, 1, 5, 0), block(true, 1, 5, 0)), zeros(5), 5},
-		{"F5", "a block above 128 KiB", "", frame(0xa0, []byte{0, 0, 0x10, 0}, block(true, 1, 1<<20, 0)), zeros(1 << 20), 1 << 20},
-		{"F5", "less than it claims", "", frame(0x20, []byte{5}, block(true, 0, 4, []byte("hell")...)), Sum([]byte("hell")), 5},
-		{"F5", "a damaged block", "", frame(0x20, []byte{5}, block(true, 2, 5, []byte("hello")...)), helloSum, 5},
-		{"F5", "a wrong checksum", "", frame(0x24, []byte{5}, block(true, 0, 5, []byte("hello\x00\x00\x00\x00")...)), helloSum, 5},
-		{"F6", "other bytes", "another ID", frame(0x20, []byte{5}, block(true, 0, 5, []byte("Hello")...)), helloSum, 5},
+		{
+			"F3", "a content size of 2^63", "9223372036854775808 bytes",
+			frame(0xe0, []byte{0, 0, 0, 0, 0, 0, 0, 0x80}, block(true, 1, 5, 0)), zeros(5), 5,
+		},
+		{
+			"F3", "a content size of 4 GB", "4294967295 bytes",
+			frame(0xa0, []byte{0xff, 0xff, 0xff, 0xff}, block(true, 1, 5, 0)), zeros(5), 5,
+		},
+		{"F4", "a dictionary", "dictionary", frame(0x21, []byte{9, 5}, raw), helloSum, 5},
+		{"F5", "more than it claims", "size", frame(0x20, []byte{5}, block(true, 1, 100_000, 0)), zeros(5), 5},
+		{
+			"F5", "more than it claims, in blocks", "size",
+			frame(0x20, []byte{5}, block(false, 1, 5, 0), block(true, 1, 5, 0)), zeros(5), 5,
+		},
+		{
+			"F5", "a block above 128 KiB", "size",
+			frame(0xa0, []byte{0, 0, 0x10, 0}, block(true, 1, 1<<20, 0)), zeros(1 << 20), 1 << 20,
+		},
+		{"F5", "less than it claims", "size", frame(0x20, []byte{5}, block(true, 0, 4, raw[3:7]...)), helloSum, 5},
+		{"F5", "a damaged block", "", frame(0x20, []byte{5}, block(true, 2, 5, raw[3:]...)), helloSum, 5},
+		{"F5", "a wrong checksum", "CRC", frame(0x24, []byte{5}, raw, []byte{0, 0, 0, 0}), helloSum, 5},
+		{
+			"F6", "other bytes", "another ID",
+			frame(0x20, []byte{5}, block(true, 0, 5, []byte("Hello")...)), helloSum, 5,
+		},
 		{"F6", "another ID", "another ID", good(), helloSum, size},
 	}
 	for n := range good() {

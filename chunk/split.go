@@ -104,9 +104,9 @@ var errRead = errors.New("the stream cannot be read")
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped EOF is a failure by the rules of io.Reader
+	if err != nil && err != io.EOF { // a wrapped EOF is a failure by the rules of io.Reader
 		if errors.Is(err, io.EOF) {
-			err = fmt.Errorf("%w: %v", io.ErrUnexpectedEOF, err) //nolint:errorlint // nobody may take it for the end
+			err = fmt.Errorf("%w: %v", io.ErrUnexpectedEOF, err) // nobody may take it for the end
 		}
 		s.err, err = err, errRead
 	}

@@ -82,7 +82,9 @@ func TestSplitterIsAsSpecified(t *testing.T) {
 		for _, stream := range [][]byte{
 			noise("a", 100_000),
 			slices.Concat(noise("b", 3000), make([]byte, 5000), noise("b", 9000), bytes.Repeat([]byte("text\n"), 3000)),
-			make([]byte, 10_000), bytes.Repeat([]byte{1}, 20_000), noise("c", p.Min), noise("c", p.Min-1), {7}, {},
+			make([]byte, 10_000), bytes.Repeat([]byte{1}, 20_000), noise("c", p.Min), noise("c", p.Min-1),
+			{7},
+			{},
 		} {
 			got, want := split(t, NewSplitter(bytes.NewReader(stream), p)), specified(stream, p)
 			checkChunks(t, got, stream, p)
@@ -130,11 +132,12 @@ func TestCutsDoNotDependOnReads(t *testing.T) {
 		stream := noise(rapid.String().Draw(rt, "seed"), rapid.IntRange(0, 60_000).Draw(rt, "bytes"))
 		want := split(t, NewSplitter(bytes.NewReader(stream), small))
 		checkChunks(t, want, stream, small)
+		steps := rapid.SliceOfN(rapid.Byte(), 1, 9).Draw(rt, "steps")
 		for name, r := range map[string]io.Reader{
 			"one byte":            iotest.OneByteReader(bytes.NewReader(stream)),
 			"halves":              iotest.HalfReader(bytes.NewReader(stream)),
 			"error with the data": iotest.DataErrReader(bytes.NewReader(stream)),
-			"random":              &stutter{r: bytes.NewReader(stream), steps: rapid.SliceOfN(rapid.Byte(), 1, 9).Draw(rt, "steps")},
+			"random":              &stutter{r: bytes.NewReader(stream), steps: steps},
 		} {
 			s.Reset(r)
 			if got := split(t, s); !slices.EqualFunc(got, want, bytes.Equal) {

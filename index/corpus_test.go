@@ -53,8 +53,10 @@ func (c corpus) goCache(n int) *Index {
 	for range (n - len(x.Entries)) / 2 {
 		action, output, t := c.bytes(32), c.bytes(32), c.time()
 		x.add(Entry{Path: fmt.Sprintf(".gocache/%02x/%x-a", action[0], action), Kind: File, Mode: 0o644, Size: 175, MTime: t})
-		x.add(Entry{Path: fmt.Sprintf(".gocache/%02x/%x-d", output[0], output), Kind: File, Mode: 0o644, Size: c.size(),
-			MTime: t - c.Int64N(1e6)})
+		x.add(Entry{
+			Path: fmt.Sprintf(".gocache/%02x/%x-d", output[0], output), Kind: File, Mode: 0o644, Size: c.size(),
+			MTime: t - c.Int64N(1e6),
+		})
 	}
 	return c.finish(x)
 }
@@ -122,8 +124,10 @@ func (c corpus) withSources(x *Index) *Index {
 		if kind == HardLink {
 			kind = File
 		}
-		x.Sources = append(x.Sources, Source{Path: "src/" + e.Path, Kind: kind, MTime: c.time(),
-			Sum: [SumSize]byte(c.bytes(SumSize))})
+		x.Sources = append(x.Sources, Source{
+			Path: "src/" + e.Path, Kind: kind, MTime: c.time(),
+			Sum: [SumSize]byte(c.bytes(SumSize)),
+		})
 	}
 	return x
 }

@@ -26,7 +26,7 @@ func PrefixSize(data []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return h.size() + int(h.rows[0].stored), nil //nolint:gosec // MaxSize at most
+	return h.size() + int(h.rows[0].stored), nil // MaxSize at most
 }
 
 // DecodeChunks reads what a collector and a saver want to know of an index: its epoch and its chunks. Data may be the
@@ -43,7 +43,7 @@ func DecodeChunks(data []byte) (epoch uint64, chunks []Chunk, err error) {
 	rest := data[h.size():]
 	r := &h.rows[0]
 	if uint64(len(rest)) < r.stored {
-		return 0, nil, fmt.Errorf("%w: %d bytes of %d chunk keys are missing", ErrInvalid, r.stored-uint64(len(rest)), r.stored)
+		return 0, nil, fmt.Errorf("%w: it is cut off in the chunk keys", ErrInvalid)
 	}
 	if err := r.verify(rest[:r.stored]); err != nil {
 		return 0, nil, err
@@ -324,7 +324,7 @@ func (t *timeColumn) next() int64 {
 	for at := t.i - 1; at < 8*t.n; at += t.n {
 		z = z<<8 | uint64(t.b[at])
 	}
-	t.last += int64(z>>1) ^ -int64(z&1) //nolint:gosec // the bits are meant
+	t.last += int64(z>>1) ^ -int64(z&1) // the bits are meant
 	return t.last
 }
 
@@ -346,7 +346,7 @@ func newPathColumn(text, lengths []byte, most int) (*pathColumn, error) {
 		return nil, fmt.Errorf("%d, %d are allowed", count, most)
 	}
 	all := column{b: lengths}
-	sum := uint64(len(text) - count) //nolint:gosec // not negative
+	sum := uint64(len(text) - count)
 	for range count {
 		n := all.next()
 		if n > MaxPath {
@@ -358,7 +358,7 @@ func newPathColumn(text, lengths []byte, most int) (*pathColumn, error) {
 		return nil, fmt.Errorf("%d paths of %d bytes", count, sum)
 	}
 	p := &pathColumn{count: count, text: text, shared: column{b: lengths}}
-	p.buf.Grow(int(sum)) //nolint:gosec // MaxPathBytes at most
+	p.buf.Grow(int(sum)) // MaxPathBytes at most
 	return p, nil
 }
 

@@ -78,7 +78,7 @@ func (x *Index) Encode() ([]byte, error) {
 			return nil, fmt.Errorf("encoding an index: %w: a section of %d bytes, %d are allowed", ErrInvalid,
 				len(plain), MaxSection)
 		}
-		r := row{kind: uint16(i + 1), encoding: zstdOne, plain: uint64(len(plain))} //nolint:gosec // 1 to 4
+		r := row{kind: uint16(i + 1), encoding: zstdOne, plain: uint64(len(plain))}
 		stored := encoder().EncodeAll(plain, nil)
 		if len(stored) >= len(plain) || r.plain > ratioBound(uint64(len(stored))) {
 			r.encoding, stored = asIs, plain
@@ -103,7 +103,7 @@ func (x *Index) chunkSection() *chunkSection {
 	for i := range x.Chunks {
 		c := &x.Chunks[i]
 		s.IDs = append(s.IDs, c.ID[:]...)
-		s.Lengths = binary.AppendUvarint(s.Lengths, uint64(c.Length)) //nolint:gosec // at least 1
+		s.Lengths = binary.AppendUvarint(s.Lengths, uint64(c.Length))
 		s.Ages = binary.AppendUvarint(s.Ages, x.Epoch-c.Epoch)
 	}
 	return s
@@ -120,15 +120,15 @@ func (x *Index) entrySection() *entrySection {
 		s.Kinds = binary.AppendUvarint(s.Kinds, uint64(e.Mode)<<2|uint64(e.Kind-1))
 		switch e.Kind {
 		case File:
-			s.Sizes = binary.AppendUvarint(s.Sizes, uint64(e.Size)) //nolint:gosec // not negative
+			s.Sizes = binary.AppendUvarint(s.Sizes, uint64(e.Size))
 			times = append(times, e.MTime)
 		case Dir:
 			times = append(times, e.MTime)
 		case Link:
 			s.Targets = append(append(s.Targets, e.Target...), 0)
 		case HardLink:
-			file, _ := x.hardLink(i)                                // found by Validate
-			s.Names = binary.AppendUvarint(s.Names, uint64(i-file)) //nolint:gosec // positive
+			file, _ := x.hardLink(i) // found by Validate
+			s.Names = binary.AppendUvarint(s.Names, uint64(i-file))
 		}
 	}
 	s.Times = appendTimes(nil, times)
@@ -173,7 +173,7 @@ func byteStrings(list []string) [][]byte {
 
 func appendPath(text, lengths []byte, prev, path string) (newText, newLengths []byte) {
 	n := shared(prev, path)
-	return append(append(text, path[n:]...), 0), binary.AppendUvarint(lengths, uint64(n)) //nolint:gosec // a length
+	return append(append(text, path[n:]...), 0), binary.AppendUvarint(lengths, uint64(n))
 }
 
 // appendTimes appends the differences of consecutive times, zigzagged into 8 bytes each: first the highest bytes of
@@ -186,7 +186,7 @@ func appendTimes(dst []byte, times []int64) []byte {
 	for i, t := range times {
 		d := t - prev // may wrap around, and wraps back when it is added
 		prev = t
-		z := uint64(d<<1) ^ uint64(d>>63) //nolint:gosec // the bits are meant
+		z := uint64(d<<1) ^ uint64(d>>63) // the bits are meant
 		for plane := range 8 {
 			dst[begin+plane*n+i] = byte(z >> (56 - 8*plane))
 		}

@@ -280,7 +280,9 @@ func TestDecodeIsTheInverseOfEncode(t *testing.T) {
 }
 
 func TestSample(t *testing.T) {
-	for _, x := range []*Index{sample(), {}, {Epoch: math.MaxUint64}, newCorpus(1).goCache(1000), newCorpus(2).nodeModules(3000)} {
+	for _, x := range []*Index{
+		sample(), {}, {Epoch: math.MaxUint64}, newCorpus(1).goCache(1000), newCorpus(2).nodeModules(3000),
+	} {
 		y, err := Decode(mustEncode(t, x))
 		if err != nil {
 			t.Fatal(err)
@@ -312,7 +314,9 @@ func TestSize(t *testing.T) {
 
 func TestFirstReadIsEnoughForAGigabyte(t *testing.T) {
 	c := newCorpus(1)
-	x := c.finish(&Index{Epoch: 7, Roots: []string{"f"}, Entries: []Entry{{Path: "f", Kind: File, Size: 7000 * 160 << 10}}})
+	x := c.finish(&Index{
+		Epoch: 7, Roots: []string{"f"}, Entries: []Entry{{Path: "f", Kind: File, Size: 7000 * 160 << 10}},
+	})
 	n, err := PrefixSize(mustEncode(t, x))
 	if err != nil || n > FirstRead {
 		t.Errorf("%d chunks need %d bytes, %v", len(x.Chunks), n, err)

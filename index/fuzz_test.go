@@ -87,7 +87,10 @@ func decodeTwice(t *testing.T, data []byte) {
 		t.Fatalf("one content has two forms:\n%x\n%x", a, b)
 	}
 	epoch, chunks, err := DecodeChunks(data)
-	if err == nil && (epoch != x.Epoch || !reflect.DeepEqual(chunks, x.Chunks)) || err != nil && !errors.Is(err, ErrVersion) {
+	if errors.Is(err, ErrVersion) {
+		return // a section that only a reader of the chunk keys has to know
+	}
+	if err != nil || epoch != x.Epoch || !reflect.DeepEqual(chunks, x.Chunks) {
 		t.Fatalf("DecodeChunks: %d, %v, %v", epoch, chunks, err)
 	}
 }

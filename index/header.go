@@ -80,7 +80,7 @@ func (h *header) append(dst []byte) []byte {
 	begin := len(dst)
 	dst = append(dst, magic...)
 	dst = binary.LittleEndian.AppendUint16(dst, version)
-	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(h.rows))) //nolint:gosec // maxSections
+	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(h.rows)))
 	dst = binary.LittleEndian.AppendUint64(dst, h.epoch)
 	for i := range h.rows {
 		r := &h.rows[i]
@@ -118,7 +118,7 @@ func readHeader(data []byte) (*header, error) {
 	if blake3.Sum256(data[:end]) != [sumSize]byte(data[end:]) {
 		return nil, fmt.Errorf("%w: the header is damaged", ErrInvalid)
 	}
-	total := uint64(h.size()) //nolint:gosec // MaxHeader at most
+	total := uint64(h.size()) // MaxHeader at most
 	for i := range h.rows {
 		b := data[startSize+i*rowSize:]
 		r := &h.rows[i]

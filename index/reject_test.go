@@ -263,8 +263,10 @@ func cases() []rejected {
 			c.sources.Shared = binary.AppendUvarint(nil, MaxPath+1)
 			c.sources.Text = []byte("a\x00")
 		}},
-		rejected{rule: "P4", name: "shares more than there is", text: "shares 1 bytes of 0",
-			edit: func(c *crafted) { c.entries.Shared[0] = 1 }},
+		rejected{
+			rule: "P4", name: "shares more than there is", text: "shares 1 bytes of 0",
+			edit: func(c *crafted) { c.entries.Shared[0] = 1 },
+		},
 		rejected{rule: "P4", name: "shares more than it says", text: "not sorted", edit: func(c *crafted) {
 			c.entries.Text = bytes.Replace(c.entries.Text, []byte("\x00-b\x00"), []byte("\x00a-b\x00"), 1)
 			c.entries.Shared[2]--
@@ -297,11 +299,18 @@ func cases() []rejected {
 		tree("E2", "chunks of no file", "files have 0 bytes, chunks 1030", func(x *Index) { x.Entries, x.Roots = nil, nil }),
 		tree("E3", "link to nothing", `a link to ""`, func(x *Index) { x.Entries[link].Target = "" }),
 		tree("E3", "link of 4096 bytes", "bytes more", func(x *Index) { x.Entries[link].Target = strings.Repeat("t", 4096) }),
-		rejected{rule: "E4", name: "hard link to itself", text: "to no file", edit: func(c *crafted) { c.entries.Names[0] = 0 }},
-		rejected{rule: "E4", name: "hard link to a directory", text: "to no file",
-			edit: func(c *crafted) { c.entries.Names[0] = byte(hard - dir) }},
-		rejected{rule: "E4", name: "hard link to before the first", text: "to no file",
-			edit: func(c *crafted) { c.entries.Names[0] = byte(hard + 1) }},
+		rejected{
+			rule: "E4", name: "hard link to itself", text: "to no file",
+			edit: func(c *crafted) { c.entries.Names[0] = 0 },
+		},
+		rejected{
+			rule: "E4", name: "hard link to a directory", text: "to no file",
+			edit: func(c *crafted) { c.entries.Names[0] = byte(hard - dir) },
+		},
+		rejected{
+			rule: "E4", name: "hard link to before the first", text: "to no file",
+			edit: func(c *crafted) { c.entries.Names[0] = byte(hard + 1) },
+		},
 		tree("E5", "roots not sorted", "not sorted", func(x *Index) { x.Roots = []string{"report", "app/dist"} }),
 		tree("E5", "a root twice", "not sorted", func(x *Index) { x.Roots = []string{"app/dist", "app/dist", "report"} }),
 		tree("E5", "a root in a root", "inside root", func(x *Index) {
@@ -310,7 +319,9 @@ func cases() []rejected {
 		tree("E5", "a root in a root, not its neighbour", "inside root", func(x *Index) {
 			x.Roots = []string{"app/dist", "app/dist-2", "app/dist/a", "report"}
 		}),
-		tree("E5", "a root that is no entry", "not an entry", func(x *Index) { x.Roots = []string{"app/dist", "other", "report"} }),
+		tree("E5", "a root that is no entry", "not an entry", func(x *Index) {
+			x.Roots = []string{"app/dist", "other", "report"}
+		}),
 		tree("E5", "a last root that is no entry", "not an entry", func(x *Index) { x.Roots = append(x.Roots, "zz") }),
 		tree("E5", "a root that is a link", "is a link", func(x *Index) {
 			x.Entries = append(x.Entries, Entry{Path: "zz", Kind: Link, Target: "/"})

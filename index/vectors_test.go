@@ -190,7 +190,8 @@ func TestVectors(t *testing.T) {
 		if got, want := plainSections(t, again), plainSections(t, data); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: the sections are encoded as\n%x\nwant\n%x", v.Name, got, want)
 		}
-		if epoch, chunks, err := DecodeChunks(data); err != nil || epoch != want.Epoch || !reflect.DeepEqual(chunks, want.Chunks) {
+		epoch, chunks, err := DecodeChunks(data)
+		if err != nil || epoch != want.Epoch || !reflect.DeepEqual(chunks, want.Chunks) {
 			t.Errorf("%s: chunks %v of epoch %d, %v", v.Name, chunks, epoch, err)
 		}
 	}
@@ -202,7 +203,7 @@ func TestVectors(t *testing.T) {
 		if err := e.Encode(all); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(vectorFile, b.Bytes(), 0o644); err != nil { //nolint:gosec // published
+		if err := os.WriteFile(vectorFile, b.Bytes(), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -219,7 +220,8 @@ func TestExample(t *testing.T) {
 		t.Fatal("FORMAT.md has no example")
 	}
 	var dump []byte
-	for _, m := range regexp.MustCompile(`(?m)^    ([0-9a-f]{3})  ((?:[0-9a-f]{2} ?)+)(?:  .*)?$`).FindAllStringSubmatch(text, -1) {
+	line := regexp.MustCompile(`(?m)^    ([0-9a-f]{3})  ((?:[0-9a-f]{2} ?)+)(?:  .*)?$`)
+	for _, m := range line.FindAllStringSubmatch(text, -1) {
 		if at := fmt.Sprintf("%03x", len(dump)); at != m[1] {
 			t.Errorf("the line of offset %s is at %s", m[1], at)
 		}
