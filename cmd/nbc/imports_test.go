@@ -27,6 +27,7 @@ var layers = []struct {
 	{"transfer", []string{"chunk", "index", "mtime", "transfer/store"}},
 	{"nix", []string{"chunk", "index", "mtime", "transfer/store", "transfer"}},
 	{"cmd/nbc", []string{"chunk", "index", "mtime", "transfer/store", "transfer/store/*", "transfer", "nix"}},
+	{"cmd/nbc/*", []string{"chunk", "index", "mtime", "transfer/store", "transfer/store/*", "transfer"}},
 	{"bench", []string{"chunk", "index", "mtime", "transfer/store", "transfer/store/*", "transfer"}},
 	{"bench/*", []string{"chunk", "index", "mtime", "transfer/store", "transfer/store/*", "transfer", "bench/*"}},
 }

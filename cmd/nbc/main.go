@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -77,7 +78,7 @@ the meaning from the next character.
 		Version:           version(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
-		Args:              cobra.NoArgs,
+		Args:              knownVerb,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd) },
 	}
@@ -93,6 +94,21 @@ the meaning from the next character.
 		topic("stores", "The URLs of stores", storesHelp),
 	)
 	return root
+}
+
+// knownVerb refuses what is no verb, and says which one may have been meant.
+func knownVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	err := usagef("there is no nbc %s", args[0])
+	if cmd.SuggestionsMinimumDistance <= 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if verbs := cmd.SuggestionsFor(args[0]); len(verbs) > 0 {
+		return &hinted{err, "did you mean nbc " + strings.Join(verbs, " or nbc ") + "?"}
+	}
+	return err
 }
 
 // topic is a page of the help that is no command.

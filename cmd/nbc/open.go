@@ -95,3 +95,23 @@ func defaultStore() (string, error) {
 	}
 	return filepath.Join(cache, "nbc"), nil
 }
+
+// largeStore is where a directory is worth a word: some ten saved trees of a big project, and more than most people
+// expect to find below their cache directory.
+const largeStore = 20e9
+
+// largeHint is what to do about it.
+const largeHint = "it holds nothing but what builds can make again: remove it to begin anew"
+
+// large says that a directory has grown past largeStore, or "". That it cannot be measured is no news: the save was done.
+func large(ctx context.Context, s openedStore) string {
+	d, ok := s.(*dir.Store)
+	if !ok {
+		return ""
+	}
+	n, err := d.Size(ctx)
+	if err != nil || n < largeStore {
+		return ""
+	}
+	return fmt.Sprintf("the store %s has grown to about %s", d.Path(), size(n))
+}

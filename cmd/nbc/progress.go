@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -55,7 +56,7 @@ func (c *console) log(doing string, p *transfer.Progress, done <-chan struct{}) 
 		case <-done:
 			return
 		case <-next.C:
-			c.printf("%s: %s", doing, snapshot(p))
+			c.line(snapshot(doing, p))
 		}
 	}
 }
@@ -79,7 +80,7 @@ func (c *console) bar(doing string, p *transfer.Progress, done <-chan struct{}) 
 		mpb.BarFillerMiddleware(known),
 		mpb.BarWidth(40),
 		mpb.PrependDecorators(decor.Any(func(s decor.Statistics) string {
-			return fit("nbc: "+doing+": "+snapshot(p)+" ", s.AvailableWidth)
+			return fit("nbc: "+snapshot(doing, p)+" ", s.AvailableWidth)
 		})),
 	)
 	c.mu.Lock()
@@ -116,20 +117,23 @@ func fit(text string, width int) string {
 	return text
 }
 
-// snapshot says how far p is.
-func snapshot(p *transfer.Progress) string {
-	phase := "starting"
-	if s := p.Phase.Load(); s != nil {
-		phase = *s
+// snapshot says how far p is: "restoring app: 120 MB of 522 MB", or with what goes on if that is something else.
+func snapshot(doing string, p *transfer.Progress) string {
+	parts := []string{"starting"}
+	if phase := p.Phase.Load(); phase != nil {
+		parts[0] = *phase
+		if strings.HasPrefix(doing, *phase) {
+			parts = nil
+		}
 	}
 	done, total := p.Bytes.Load(), p.TotalBytes.Load()
 	switch {
 	case total > 0:
-		return fmt.Sprintf("%s, %s of %s", phase, size(min(done, total)), size(total))
+		parts = append(parts, fmt.Sprintf("%s of %s", size(min(done, total)), size(total)))
 	case done > 0:
-		return fmt.Sprintf("%s, %s", phase, size(done))
+		parts = append(parts, size(done))
 	case p.Files.Load() > 0:
-		return fmt.Sprintf("%s, %s files", phase, comma(p.Files.Load()))
+		parts = append(parts, count(int(p.Files.Load()), "file"))
 	}
-	return phase
+	return strings.Join(append([]string{doing}, strings.Join(parts, ", ")), ": ")
 }

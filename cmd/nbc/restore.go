@@ -32,8 +32,8 @@ nbc save after the build knows what to save.`,
 			}
 			opts := o.restore(args[0], p.tree)
 			rep := &transfer.RestoreReport{Report: a.emptyReport("restore", args[0])}
-			err = a.step(cmd, p, "restoring "+args[0], func(ctx context.Context, b *transfer.Build) error {
-				r, err := b.Restore(ctx, opts)
+			err = a.step(cmd, p, "restoring "+args[0], func(ctx context.Context, s *session) error {
+				r, err := s.build.Restore(ctx, opts)
 				if r != nil {
 					rep = r
 				}

@@ -148,7 +148,7 @@ func (a *app) runRestore(ctx context.Context, p place, name string, out *runJSON
 		if s, err = a.open(ctx, p); err != nil {
 			return err
 		}
-		defer a.watch("restoring "+name, s.cache.Progress)()
+		defer a.watch("restoring "+name, s.progress)()
 		r, err := s.build.Restore(ctx, a.options.restore(name, p.tree))
 		if r != nil {
 			rep = r
@@ -163,9 +163,8 @@ func (a *app) runRestore(ctx context.Context, p place, name string, out *runJSON
 func (a *app) runSave(ctx context.Context, s *session, name string, failed bool, out *runJSON) {
 	rep := &transfer.SaveReport{Report: a.emptyReport("save", name)}
 	err := a.within(ctx, func(ctx context.Context) error {
-		s.cache.Progress = new(transfer.Progress)
-		defer a.watch("saving "+name, s.cache.Progress)()
-		r, err := s.build.Save(ctx, transfer.SaveOptions{Failed: failed})
+		defer a.watch("saving "+name, s.progress)()
+		r, err := a.save(ctx, s, transfer.SaveOptions{Failed: failed})
 		if r != nil {
 			rep = r
 		}

@@ -49,8 +49,8 @@ the build: what has changed since the build read it is taken for built.`,
 			if opts.Name != "" {
 				doing += " " + opts.Name
 			}
-			err = a.step(cmd, p, doing, func(ctx context.Context, b *transfer.Build) error {
-				r, err := b.Save(ctx, opts)
+			err = a.step(cmd, p, doing, func(ctx context.Context, s *session) error {
+				r, err := a.save(ctx, s, opts)
 				if r != nil {
 					rep = r
 				}

@@ -42,10 +42,9 @@ func (a *app) place(cmd *cobra.Command) (place, error) {
 
 // session is a tree that is open, and the store for it.
 type session struct {
-	build *transfer.Build
-	store openedStore
-	// progress of what is being done; a new one for each step.
-	cache *transfer.Cache
+	build    *transfer.Build
+	store    openedStore
+	progress *transfer.Progress
 }
 
 // open opens the store and the tree.
@@ -65,7 +64,20 @@ func (a *app) open(ctx context.Context, p place) (*session, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return &session{build: build, store: s, cache: cache}, nil
+	return &session{build, s, cache.Progress}, nil
+}
+
+// save saves, and looks after the store.
+func (a *app) save(ctx context.Context, s *session, o transfer.SaveOptions) (*transfer.SaveReport, error) {
+	rep, err := s.build.Save(ctx, o)
+	if err == nil {
+		if text := large(ctx, s.store); text != "" {
+			rep.Warnings = append(rep.Warnings, text)
+			a.console.warn(text)
+			a.console.line("hint: " + largeHint)
+		}
+	}
+	return rep, err
 }
 
 func (s *session) close() error { return errors.Join(s.build.Close(), s.store.Close()) }
@@ -81,7 +93,7 @@ func (a *app) within(ctx context.Context, work func(context.Context) error) erro
 }
 
 // step does the one thing that a verb is for, doing as people call it, and lets signals end it.
-func (a *app) step(cmd *cobra.Command, p place, doing string, work func(context.Context, *transfer.Build) error) error {
+func (a *app) step(cmd *cobra.Command, p place, doing string, work func(context.Context, *session) error) error {
 	sig := listen()
 	defer sig.stop()
 	err := a.within(sig.working(cmd.Context()), func(ctx context.Context) (err error) {
@@ -90,8 +102,8 @@ func (a *app) step(cmd *cobra.Command, p place, doing string, work func(context.
 			return err
 		}
 		defer func() { err = errors.Join(err, s.close()) }()
-		defer a.watch(doing, s.cache.Progress)()
-		return work(ctx, s.build)
+		defer a.watch(doing, s.progress)()
+		return work(ctx, s)
 	})
 	a.raise = sig.caught()
 	return err

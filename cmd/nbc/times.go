@@ -25,8 +25,8 @@ recorded time back, so that it is not the reason to build everything anew.`,
 				return err
 			}
 			rep := &transfer.TimesReport{Report: a.emptyReport("times", "")}
-			err = a.step(cmd, p, "setting times", func(ctx context.Context, b *transfer.Build) error {
-				r, err := b.Times(ctx)
+			err = a.step(cmd, p, "setting times", func(ctx context.Context, s *session) error {
+				r, err := s.build.Times(ctx)
 				if r != nil {
 					rep = r
 				}
