@@ -549,7 +549,7 @@ func TestProcesses(t *testing.T) {
 				ctx, cancel = context.WithTimeout(ctx, time.Second)
 				defer cancel()
 			}
-			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestProcesses$") //nolint:gosec // this test
+			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestProcesses$")
 			cmd.Env = append(os.Environ(), "NBC_TEST_NEAR="+dir)
 			output, err := cmd.CombinedOutput()
 			if killed {
@@ -580,7 +580,7 @@ func useNear(t *testing.T, dir string) {
 	var group errgroup.Group
 	for worker := range 4 {
 		group.Go(func() error {
-			r := rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(worker))) //nolint:gosec // for a test
+			r := rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(worker)))
 			for begun := time.Now(); time.Since(begun) < 3*time.Second; {
 				p := pieces[r.IntN(len(pieces))]
 				o, err := s.Get(t.Context(), p.key(1), store.Read{})

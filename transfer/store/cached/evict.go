@@ -30,7 +30,7 @@ func (n *Near) part() int64 {
 
 // due says whether the folder that size bytes were written to is to be looked at.
 func (n *Near) due(size int64) bool {
-	return rand.Int64N(max(n.part()/8, 1)) < size //nolint:gosec // nobody gains by guessing it
+	return rand.Int64N(max(n.part()/8, 1)) < size // #nosec G404 -- nobody gains by guessing it
 }
 
 const (

@@ -253,7 +253,6 @@ func (n *Near) space() error {
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return fmt.Errorf("asking for free space: %w", err)
 	}
-	//nolint:gosec,unconvert // the types differ among systems; block sizes and counts are far below 2^63
 	if free := int64(st.Bavail) * int64(st.Bsize); free < reserve {
 		return fmt.Errorf("less than %d MB of its file system are free", reserve>>20)
 	}
