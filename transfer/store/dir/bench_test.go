@@ -43,7 +43,8 @@ func openBench(b *testing.B) *Store {
 	return s
 }
 
-// BenchmarkPut puts chunks as a save does. BenchmarkWriteFile is the limit: it makes the same files in the same folders.
+// BenchmarkPut puts chunks as a save does. BenchmarkWriteFile is the limit: it makes the same files in the same
+// folders.
 func BenchmarkPut(b *testing.B) {
 	s := openBench(b)
 	data := make([]byte, chunkSize)

@@ -24,7 +24,8 @@ import (
 	"nbc/transfer/store"
 )
 
-// hurry bounds how long a call may take that was told to stop. A store that goes on is found out, a busy machine is not.
+// hurry bounds how long a call may take that was told to stop. A store that goes on is found out, a busy machine is
+// not.
 const hurry = 10 * time.Second
 
 // Test checks that what open returns keeps the promises of [store.Store]. Each call of open must return a store with no
@@ -280,8 +281,8 @@ func testListOrder(t *testing.T, s store.Store) {
 	}
 	slices.Sort(keys)
 	for _, prefix := range []string{
-		"", "i", "i/", "i/a", "i/a/", "i/a/x", "i/a/x/", "i/a.", "i/a0", "i/a00", "i/c", "i/c+", "i/c+/", "i0", "j/", "k", "/",
-		"..", "../", "i//", "./", "i/a/../",
+		"", "i", "i/", "i/a", "i/a/", "i/a/x", "i/a/x/", "i/a.", "i/a0", "i/a00", "i/c", "i/c+", "i/c+/", "i0", "j/", "k",
+		"/", "..", "../", "i//", "./", "i/a/../",
 	} {
 		var want []string
 		for _, key := range keys {
@@ -307,8 +308,8 @@ func testListOrder(t *testing.T, s store.Store) {
 	}
 }
 
-// many is more than two pages of an S3 listing, and of a multi-object delete.
-const many = 2100
+// many is more than one page of an S3 listing, and of a multi-object delete.
+const many = 1100
 
 func putMany(t *testing.T, s store.Store) (keys []string) {
 	t.Helper()
@@ -371,7 +372,14 @@ func testDelete(t *testing.T, s store.Store) {
 	put(t, s, "chunks/ab/x", []byte("x"))
 	put(t, s, "chunks/ab/y", []byte("y"))
 	for _, keys := range [][]string{
-		nil, {"chunks/ab/x"}, {"chunks/ab/x"}, {"none"}, {"chunks/cd/none"}, {"chunks/ab/y/none"}, {"chunks/ab"}, {"chunks"},
+		nil,
+		{"chunks/ab/x"},
+		{"chunks/ab/x"},
+		{"none"},
+		{"chunks/cd/none"},
+		{"chunks/ab/y/none"},
+		{"chunks/ab"},
+		{"chunks"},
 		{"none", "chunks/ab/x"},
 	} {
 		if err := s.Delete(t.Context(), keys...); err != nil {

@@ -103,8 +103,14 @@ func TestFaultyDamages(t *testing.T) {
 		damage func([]byte) []byte
 		want   string
 	}{
-		{Truncate(2), "ab"}, {Truncate(0), ""}, {Truncate(9), "abc"}, {Truncate(-1), "ab"}, {Truncate(-9), ""},
-		{FlipBit(0), "`bc"}, {FlipBit(24), "`bc"}, {FlipBit(17), "aba"},
+		{Truncate(2), "ab"},
+		{Truncate(0), ""},
+		{Truncate(9), "abc"},
+		{Truncate(-1), "ab"},
+		{Truncate(-9), ""},
+		{FlipBit(0), "`bc"},
+		{FlipBit(24), "`bc"},
+		{FlipBit(17), "aba"},
 	} {
 		memory := Memory()
 		f := &Faulty{Store: memory, Fault: DamageAt(0, c.damage)}
