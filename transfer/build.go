@@ -64,10 +64,10 @@ func (c *Cache) Open(root, state string, private bool) (*Build, error) {
 	b := &Build{cache: &mine, root: root, stat: index.StatOf(&st), state: s, private: private}
 	cleaned, err := s.recover()
 	if err != nil {
-		return nil, errors.Join(err, s.close())
+		return nil, local(errors.Join(fmt.Errorf("cleaning up after a restore that was killed: %w", err), s.close()))
 	}
-	if cleaned {
-		c.log().Warn("cleaned up after a restore that was killed")
+	if cleaned != "" {
+		c.log().Warn(cleaned)
 	}
 	return b, nil
 }

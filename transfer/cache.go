@@ -16,6 +16,7 @@
 package transfer
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"sync/atomic"
@@ -41,7 +42,32 @@ var (
 	ErrNoReceipt = errors.New("no receipt of a restore")
 	// ErrUsage says that options contradict each other or a pattern is wrong.
 	ErrUsage = errors.New("wrong use")
+	// ErrLocal says that it is a file system of this machine that failed: the source tree's, or that of nbc's own state.
+	// Such an error may also be fs.ErrPermission or fs.ErrNotExist, which then say nothing of the store.
+	ErrLocal = errors.New("file system of this machine")
 )
+
+// localError is err as an ErrLocal, with the same text.
+type localError struct{ error }
+
+func (e localError) Unwrap() error        { return e.error }
+func (e localError) Is(target error) bool { return target == ErrLocal }
+
+// local marks err as an ErrLocal; nil stays nil.
+func local(err error) error {
+	if err == nil {
+		return nil
+	}
+	return localError{err}
+}
+
+// localUnless is local, unless ctx has ended: then that is the cause.
+func localUnless(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	return local(err)
+}
 
 // Cache is a store, with what the steps of a build share. The zero value of every field but Store is useful.
 type Cache struct {

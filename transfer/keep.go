@@ -136,7 +136,7 @@ func (s *staging) merge(ctx context.Context, list []*placement, m *mover) error 
 		}
 		rel := filepath.FromSlash(strings.TrimPrefix(p, root))
 		if err := m.rename(list[i].aside()+rel, list[i].staged()+rel); err != nil {
-			return localError{fmt.Errorf("keeping %q: %w", p, err)}
+			return local(fmt.Errorf("keeping %q: %w", p, err))
 		}
 	}
 	s.open = map[string]*stagedDir{}

@@ -2,6 +2,26 @@
 
 package transfer
 
-// isMountPoint cannot be told here; a mount point of another device is recognised by its device, and a rename of any
-// other fails, which is taken back.
-func isMountPoint(string) bool { return false }
+import (
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+)
+
+// mount tells what a rename cannot cross: a file system.
+type mount struct{ dev uint64 }
+
+// mountOf returns that of a directory.
+func mountOf(dir string) (mount, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return mount{}, &fs.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	return mount{uint64(st.Dev)}, nil //nolint:gosec // a number without meaning
+}
+
+// mountPoints returns nothing: they are not told here.
+func mountPoints() []string { return nil }
+
+// renameNoReplace is rename where nothing is at to.
+func renameNoReplace(from, to string) error { return renameAfterLook(from, to) }

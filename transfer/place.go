@@ -9,6 +9,8 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -21,68 +23,122 @@ type placement struct {
 	root string // path in the tree
 	// target is the absolute path that is cleared and filled: that of root, or what it leads to if it is a link.
 	target string
-	// work is the work directory, on the file system of target: below it "new" is staged and "old" is put aside.
-	work string
-	name string // in both
+	// inside says that target cannot be renamed, so that its children are moved one after another: a mount point, or what
+	// a link leads to.
+	inside bool
+	// dir is the directory that the work directory is made in, on the mount that target is filled on: the tree, or, where
+	// a rename from there is not possible, the directory that holds target, or target itself.
+	dir  string
+	name string // in the work directory
 	// entry is nil if the index does not hold this root: it is only cleared.
 	entry *index.Entry
 }
 
-func (p *placement) staged() string { return filepath.Join(p.work, "new", p.name) }
-func (p *placement) aside() string  { return filepath.Join(p.work, "old", p.name) }
+func (p *placement) work() string   { return filepath.Join(p.dir, workName) }
+func (p *placement) staged() string { return filepath.Join(p.work(), "new", p.name) }
+func (p *placement) aside() string  { return filepath.Join(p.work(), "old", p.name) }
 
-// plan decides where each cache directory is staged, so that it can be renamed into place: in the tree's own work
-// directory, or, for one that is a mount point, on another device, or a link to elsewhere, in a work directory in it.
-// Roots whose parent is not a directory of the tree are left out.
-func plan(treeRoot string, treeStat index.Stat, work string, x *index.Index, roots, present []string) (list []*placement,
-	skipped []string, err error,
-) {
+// plan decides where each cache directory is staged, so that it can be renamed into place. Roots are those that the
+// index has, present those that are in the tree. Those whose parent is not a directory of the tree are left out, and
+// returned as skipped. A directory that cannot be replaced as a whole is a miss.
+func plan(tree string, x *index.Index, roots, present []string) (list []*placement, skipped []string, err error) {
+	treeMount, err := mountOf(tree)
+	if err != nil {
+		return nil, nil, local(err)
+	}
 	all := slices.Concat(roots, present)
 	slices.Sort(all)
 	for i, r := range slices.Compact(all) {
-		p := &placement{root: r, target: filepath.Join(treeRoot, filepath.FromSlash(r)), work: work}
-		p.name = fmt.Sprintf("%d", i)
+		p := &placement{root: r, target: filepath.Join(tree, filepath.FromSlash(r)), dir: tree, name: strconv.Itoa(i)}
 		if slices.Contains(roots, r) {
 			p.entry, _ = x.Find(r)
 		}
-		if p.entry != nil && !isDir(treeRoot, path.Dir(r)) {
-			skipped = append(skipped, r)
+		if !isDir(tree, path.Dir(r)) {
+			if p.entry != nil {
+				skipped = append(skipped, r)
+			}
 			continue
 		}
-		var st unix.Stat_t
-		err := unix.Lstat(p.target, &st)
-		if errors.Is(err, unix.ENOENT) {
-			list = append(list, p)
-			continue
-		}
-		if err != nil {
-			return nil, nil, &fs.PathError{Op: "lstat", Path: p.target, Err: err}
-		}
-		inside := false
-		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-			to, err := filepath.EvalSymlinks(p.target)
-			if err != nil {
-				skipped = append(skipped, r) // it leads nowhere
-				continue
-			}
-			if err := unix.Stat(to, &st); err != nil {
-				return nil, nil, &fs.PathError{Op: "stat", Path: to, Err: err}
-			}
-			p.target, inside = to, true
-		}
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR &&
-			(inside || uint64(st.Dev) != treeStat.Dev || isMountPoint(p.target)) { //nolint:unconvert // int32 on darwin
-			p.work = filepath.Join(p.target, filepath.Base(work))
+		if err := p.locate(tree, treeMount); err != nil {
+			return nil, nil, local(err)
 		}
 		list = append(list, p)
 	}
-	return list, skipped, nil
+	return list, skipped, conflict(list)
+}
+
+// locate finds out where p can be renamed from.
+func (p *placement) locate(tree string, treeMount mount) error {
+	parent := filepath.Dir(p.target)
+	parentMount, err := mountOf(parent)
+	if err != nil {
+		return err
+	}
+	if parentMount != treeMount {
+		p.dir = parent
+	}
+	fi, err := os.Lstat(p.target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if fi.Mode()&fs.ModeSymlink != 0 {
+		// As a walk sees it: only a directory outside the tree counts. Another link is itself what is in the way.
+		to, err := filepath.EvalSymlinks(p.target)
+		if err != nil || within(to, tree) || within(tree, to) {
+			return nil //nolint:nilerr // it leads nowhere
+		}
+		if fi, err = os.Stat(to); err != nil || !fi.IsDir() {
+			return nil //nolint:nilerr // as above
+		}
+		p.target, p.inside, p.dir = to, true, to
+		return nil
+	}
+	if !fi.IsDir() {
+		return nil
+	}
+	m, err := mountOf(p.target)
+	if err != nil {
+		return err
+	}
+	if m != parentMount {
+		p.inside, p.dir = true, p.target
+	}
+	return nil
+}
+
+// conflict returns a miss if a cache directory shares its files with another one, by way of links, or if something is
+// mounted below one, where it would be moved away with it.
+func conflict(list []*placement) error {
+	for i, a := range list {
+		for _, b := range list[i+1:] {
+			if within(a.target, b.target) || within(b.target, a.target) {
+				return missf("%s and %s lead to the same directory", a.root, b.root)
+			}
+		}
+	}
+	for _, m := range mountPoints() {
+		for _, p := range list {
+			if m != p.target && within(m, p.target) {
+				return missf("something is mounted in %s, at %s", p.root, m)
+			}
+		}
+	}
+	return nil
+}
+
+// within says whether the absolute path is dir or lies in it.
+func within(path, dir string) bool {
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(dir, "/"))
+	return ok && (rest == "" || rest[0] == '/')
 }
 
 // isDir says whether p is a directory of the tree, reached without a link.
-func isDir(treeRoot, p string) bool {
+func isDir(tree, p string) bool {
 	for q := p; q != "."; q = path.Dir(q) {
-		fi, err := os.Lstat(filepath.Join(treeRoot, filepath.FromSlash(q)))
+		fi, err := os.Lstat(filepath.Join(tree, filepath.FromSlash(q)))
 		if err != nil || !fi.IsDir() {
 			return false
 		}
@@ -90,30 +146,39 @@ func isDir(treeRoot, p string) bool {
 	return true
 }
 
-// move is one rename that was done.
-type move struct{ from, to string }
-
-// mover renames, and knows how to take it back.
+// mover moves files, and knows how to take it back.
 type mover struct {
-	done  []move
-	made  []string // directories that stand in for ones that could not be renamed
-	steps func(point string)
+	// ours says whether a directory is nbc's own, or holds artifacts: it may get the permission to be written to for the
+	// moment of a rename.
+	ours func(dir string) bool
+	done []step
 }
 
-// move renames from to to. A directory that cannot be renamed (a mount point, one of an overlay's lower layer) stays,
-// and its children are moved one after another. What is named keep is not a child.
-func (m *mover) move(from, to, keep string) error {
+// step is something that a mover did.
+type step struct {
+	kind     stepKind
+	from, to string
+}
+
+type stepKind uint8
+
+const (
+	renamed stepKind = iota
+	made             // the directory to
+	removed          // the directory from, which was empty
+)
+
+// aside moves from to to. A directory of an overlay's lower layer cannot be renamed: it is made anew, its children are
+// moved one after another, and then it is removed.
+func (m *mover) aside(from, to string) error {
 	err := m.rename(from, to)
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, unix.EXDEV) {
 		return err
 	}
-	fi, err2 := os.Lstat(from)
-	if err2 != nil || !fi.IsDir() || !cannotRename(err) {
+	if fi, err2 := os.Lstat(from); err2 != nil || !fi.IsDir() {
 		return err
 	}
-	if err := os.Mkdir(to, 0o700); err == nil {
-		m.made = append(m.made, to)
-	} else if !errors.Is(err, fs.ErrExist) {
+	if err := m.mkdir(to); err != nil {
 		return err
 	}
 	list, err := os.ReadDir(from)
@@ -121,63 +186,94 @@ func (m *mover) move(from, to, keep string) error {
 		return err
 	}
 	for _, e := range list {
-		if e.Name() == keep {
-			continue
-		}
-		if err := m.move(filepath.Join(from, e.Name()), filepath.Join(to, e.Name()), ""); err != nil {
+		if err := m.aside(filepath.Join(from, e.Name()), filepath.Join(to, e.Name())); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// cannotRename says whether err is one of those that a rename answers with where moving the children still works:
-// another device or an overlay's lower layer, a mount point, a directory already there.
-func cannotRename(err error) bool {
-	return errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) ||
-		errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EINVAL)
-}
-
-// rename is os.Rename for a directory that its owner may not write to as well: moving it changes its "..".
-func (m *mover) rename(from, to string) error {
-	crash("rename")
-	err := os.Rename(from, to)
-	if errors.Is(err, fs.ErrPermission) {
-		fi, err2 := os.Lstat(from)
-		if err2 != nil || !fi.IsDir() || fi.Mode().Perm()&0o200 != 0 {
-			return err
-		}
-		if err2 := os.Chmod(from, fi.Mode().Perm()|0o700); err2 != nil { //nolint:gosec // for a moment, for its owner
-			return err
-		}
-		if err = os.Rename(from, to); err == nil {
-			err = os.Chmod(to, fi.Mode().Perm())
-		} else {
-			err = errors.Join(err, os.Chmod(from, fi.Mode().Perm()))
-		}
-	}
-	if err != nil {
+	crash("remove emptied")
+	if err := os.Remove(from); err != nil {
 		return err
 	}
-	m.done = append(m.done, move{from, to})
-	crash("renamed")
+	m.done = append(m.done, step{kind: removed, from: from})
+	crash("emptied removed")
 	return nil
 }
 
-// undo takes back every move, the last one first.
+func (m *mover) mkdir(dir string) error {
+	crash("mkdir")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	m.done = append(m.done, step{kind: made, to: dir})
+	crash("mkdir done")
+	return nil
+}
+
+// rename moves from to to, where nothing may be: what came there meanwhile is not nbc's to overwrite.
+func (m *mover) rename(from, to string) error {
+	crash("rename")
+	moved, err := m.try(from, to)
+	if moved {
+		m.done = append(m.done, step{renamed, from, to})
+	}
+	crash("renamed")
+	return err
+}
+
+// try renames. A directory that is moved into another one must be writable, since its ".." changes, and so must the two
+// that hold it: those that are nbc's to change are made so for the moment.
+func (m *mover) try(from, to string) (moved bool, err error) {
+	err = renameNoReplace(from, to)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err == nil, err
+	}
+	type mode struct {
+		dir  string
+		perm fs.FileMode
+	}
+	var was []mode
+	for _, dir := range []string{from, filepath.Dir(from), filepath.Dir(to)} {
+		fi, err := os.Lstat(dir)
+		if err != nil || !fi.IsDir() || fi.Mode().Perm()&0o300 == 0o300 || dir != from && !m.ours(dir) {
+			continue
+		}
+		if err := os.Chmod(dir, fi.Mode().Perm()|0o300); err == nil { //nolint:gosec // for its owner
+			was = append(was, mode{dir, fi.Mode().Perm()})
+		}
+	}
+	if len(was) > 0 {
+		err = renameNoReplace(from, to)
+	}
+	moved = err == nil
+	for _, w := range was {
+		if moved && w.dir == from {
+			w.dir = to
+		}
+		err = errors.Join(err, os.Chmod(w.dir, w.perm))
+	}
+	return moved, err
+}
+
+// undo takes back every step, the last one first. It goes on after an error, and returns all of them.
 func (m *mover) undo() error {
 	var errs []error
-	for _, d := range slices.Backward(m.done) {
-		if err := os.Rename(d.to, d.from); err != nil {
+	for _, s := range slices.Backward(m.done) {
+		var err error
+		crash("undo")
+		switch s.kind {
+		case renamed:
+			_, err = m.try(s.to, s.from)
+		case made:
+			err = os.Remove(s.to)
+		case removed:
+			err = os.Mkdir(s.from, 0o700)
+		}
+		crash("undone")
+		if err != nil {
 			errs = append(errs, err)
 		}
 	}
-	for _, dir := range slices.Backward(m.made) {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	m.done, m.made = nil, nil
+	m.done = nil
 	return errors.Join(errs...)
 }
 
@@ -186,10 +282,10 @@ func (m *mover) undo() error {
 func clearOld(list []*placement, m *mover) error {
 	for _, p := range list {
 		var err error
-		if filepath.Dir(p.work) == p.target {
-			err = m.moveChildren(p.target, p.aside(), filepath.Base(p.work))
+		if p.inside {
+			err = m.children(p.target, p.aside(), m.aside)
 		} else {
-			err = m.move(p.target, p.aside(), "")
+			err = m.aside(p.target, p.aside())
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("moving the old %s aside: %w", p.root, err)
@@ -198,11 +294,9 @@ func clearOld(list []*placement, m *mover) error {
 	return nil
 }
 
-// moveChildren moves all that is in from, keep excepted, into to, which it makes.
-func (m *mover) moveChildren(from, to, keep string) error {
-	if err := os.Mkdir(to, 0o700); err == nil {
-		m.made = append(m.made, to)
-	} else if !errors.Is(err, fs.ErrExist) {
+// children moves all that is in from, but nbc's own, into to, which it makes.
+func (m *mover) children(from, to string, move func(from, to string) error) error {
+	if err := m.mkdir(to); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	list, err := os.ReadDir(from)
@@ -210,10 +304,10 @@ func (m *mover) moveChildren(from, to, keep string) error {
 		return err
 	}
 	for _, e := range list {
-		if e.Name() == keep {
+		if strings.HasPrefix(e.Name(), index.WorkPrefix) {
 			continue
 		}
-		if err := m.move(filepath.Join(from, e.Name()), filepath.Join(to, e.Name()), ""); err != nil {
+		if err := move(filepath.Join(from, e.Name()), filepath.Join(to, e.Name())); err != nil {
 			return err
 		}
 	}
@@ -231,31 +325,56 @@ func place(ctx context.Context, list []*placement, m *mover, shift int64) error 
 			return context.Cause(ctx)
 		}
 		var err error
-		if filepath.Dir(p.work) == p.target {
-			err = m.moveChildren(p.staged(), p.target, "")
+		if p.inside {
+			err = m.children(p.staged(), p.target, m.rename)
 		} else {
-			err = m.move(p.staged(), p.target, "")
+			err = m.rename(p.staged(), p.target)
+		}
+		if err == nil && p.entry.Kind == index.Dir {
+			err = p.finish(shift)
 		}
 		if err != nil {
-			return fmt.Errorf("placing %s: %w", p.root, err)
-		}
-		if p.entry.Kind == index.Dir {
-			if err := finishRoot(p, shift); err != nil {
-				return fmt.Errorf("placing %s: %w", p.root, err)
-			}
+			return local(fmt.Errorf("placing %s: %w", p.root, err))
 		}
 	}
 	return nil
 }
 
-func finishRoot(p *placement, shift int64) error {
+// finish gives the cache directory its recorded mode and time: after everything was moved into it, and out of it.
+func (p *placement) finish(shift int64) error {
+	crash("finish root")
+	defer crash("root finished")
 	if err := os.Chmod(p.target, fs.FileMode(p.entry.Mode)); err != nil {
 		return err
 	}
-	return setRootTime(p, shift)
+	return setDirTime(p.target, mtime.At(p.entry.MTime, shift))
 }
 
-// setRootTime gives a cache directory its recorded time: after everything was moved into it, and out of it.
-func setRootTime(p *placement, shift int64) error {
-	return setDirTime(p.target, mtime.At(p.entry.MTime, shift))
+// moved returns the paths in the tree of the files and links that were renamed one by one: that has changed their ctimes.
+func moved(list []*placement, m *mover) ([]string, error) {
+	var paths []string
+	for _, s := range m.done {
+		i := slices.IndexFunc(list, func(p *placement) bool { return s.kind == renamed && within(s.to, p.target) })
+		if i < 0 || within(s.to, list[i].work()) {
+			continue
+		}
+		fi, err := os.Lstat(s.to)
+		if err != nil {
+			return nil, err
+		}
+		if !fi.IsDir() {
+			paths = append(paths, list[i].root+filepath.ToSlash(strings.TrimPrefix(s.to, list[i].target)))
+		}
+	}
+	return paths, nil
+}
+
+// renameAfterLook is renameNoReplace where the kernel cannot do both at once.
+func renameAfterLook(from, to string) error {
+	if _, err := os.Lstat(to); err == nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: fs.ErrExist}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Rename(from, to)
 }

@@ -1,9 +1,7 @@
 package transfer
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 
 	"github.com/fxamacker/cbor/v2"
@@ -129,7 +127,7 @@ func (r *receipt) write(path string) error {
 	// A digest at the end tells a receipt that a power failure has left without its bytes.
 	sum := chunk.Sum(data)
 	if err := replaceFile(path, append(data, sum[:]...)); err != nil {
-		return fmt.Errorf("writing the receipt: %w", err)
+		return local(fmt.Errorf("writing the receipt: %w", err))
 	}
 	return nil
 }
@@ -154,8 +152,8 @@ func readReceipt(path, root string, st index.Stat) *receipt {
 
 // removeReceipt makes sure that no receipt speaks of the tree while it changes.
 func removeReceipt(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing the old receipt: %w", err)
+	if err := removeFile(path); err != nil {
+		return local(fmt.Errorf("removing the old receipt: %w", err))
 	}
 	return nil
 }

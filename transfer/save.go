@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -223,12 +222,13 @@ func (s *saving) look(ctx context.Context) error {
 	var others []*index.Index
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		// Before the walk: a file whose ctime is older than this was as its Stat says, whatever is written from now on.
-		if s.probe, err = probeQuietly(s.root); err != nil {
-			s.probe = 0 // a tree that cannot be written to proves nothing by times; all is read the next time
-		}
 		if tree, err = s.walker.Walk(gctx, s.root); err != nil {
-			return fmt.Errorf("looking at the tree: %w", err)
+			return localUnless(gctx, fmt.Errorf("looking at the tree: %w", err))
+		}
+		// The build may have ended within this tick of the clock. What is read later is read after it, so that a file that
+		// is written to once more has another Stat, now and for the next restore.
+		if s.probe, err = settle(clocks(s.root, []string{s.root}, tree.Artifacts), statsOf(tree.Artifacts)); err != nil {
+			s.probe = 0 // a tree that cannot be written to proves nothing by times; all is read the next time
 		}
 		return s.describeSources(gctx, tree)
 	})
@@ -364,11 +364,20 @@ func (s *saving) describeSources(ctx context.Context, tree *index.Tree) error {
 	s.report.Unknown = nil
 	if !s.before() {
 		s.report.HashedAfter = true
-		sources, _, err := hashSources(ctx, s.root, tree, s.cache.Progress)
+		sources, stats, err := hashSources(ctx, s.root, tree, s.cache.Progress)
 		if err != nil {
-			return fmt.Errorf("hashing sources: %w", err)
+			return localUnless(ctx, fmt.Errorf("hashing sources: %w", err))
 		}
 		s.sources = sources
+		// If there was a restore that was stopped before it had hashed them, at least it is known which have changed since.
+		if r := s.receipt; r != nil && r.Outcome != outcomeSaved && r.SourceProbe != 0 {
+			for i := range sources {
+				if stats[i].CTime >= r.SourceProbe {
+					sources[i].Unknown, sources[i].Sum = true, [index.SumSize]byte{}
+					s.report.Unknown = append(s.report.Unknown, sources[i].Path)
+				}
+			}
+		}
 		return nil
 	}
 	r := s.receipt
@@ -403,11 +412,12 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 		case index.File:
 			if a.Stat.Links > 1 {
 				id := inode{a.Stat.Dev, a.Stat.Ino}
-				if target, ok := first[id]; ok {
+				if target, ok := first[id]; !ok {
+					first[id] = a.Path
+				} else if _, root := slices.BinarySearch(tree.Roots, a.Path); !root { // which may be restored without the other
 					e.Kind, e.Target = index.HardLink, target
 					break
 				}
-				first[id] = a.Path
 			}
 			e.Mode, e.MTime, e.Size = uint16(a.Stat.Mode&0o777), a.Stat.MTime, a.Stat.Size
 		}
@@ -447,7 +457,7 @@ func (s *saving) describe() index.Build {
 	}
 	if s.o.Failed {
 		b.Failures = 1
-		if s.base != nil && s.receipt.Restored == s.o.Name && mtime.Diff(s.base.index.Sources, s.sources).Same() {
+		if s.base != nil && s.receipt.Restored == s.o.Name && sameSources(s.base.index.Sources, s.sources) {
 			b.Failures = s.base.index.Build.Failures + 1
 		}
 	}
@@ -466,10 +476,10 @@ func (s *saving) unchanged(ctx context.Context) error {
 					return context.Cause(ctx)
 				}
 				st, err := index.LstatFile(s.root, part[i].Path)
-				if err != nil && !errors.Is(err, fs.ErrNotExist) {
-					return fmt.Errorf("looking at an artifact again: %w", err)
+				if err != nil {
+					return fmt.Errorf("%w: %w", ErrChanging, err)
 				}
-				if err != nil || part[i].Stat != st {
+				if part[i].Stat != st {
 					return fmt.Errorf("%w: %s", ErrChanging, part[i].Path)
 				}
 			}

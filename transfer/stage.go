@@ -30,13 +30,58 @@ type staging struct {
 	// shift is added to every recorded time.
 	shift int64
 	// keep is what is moved in from an older tree.
-	keep     *keeping
+	keep *keeping
+	// instead maps the path of a file that is not to be restored, but has another name that is, to the first such name.
+	instead  map[string]string
 	progress *Progress
 
 	mu    sync.Mutex
 	open  map[string]*stagedDir // directories open at the moment, by path in the tree
 	idle  []string              // those of them that nobody uses, least recently used first
 	stats []receiptFile         // what was written, in no order
+}
+
+func newStaging(x *index.Index, list []*placement, p *Progress) *staging {
+	s := &staging{index: x, where: map[string]string{}, keep: &keeping{}, instead: map[string]string{}, progress: p}
+	for _, pl := range list {
+		if pl.entry != nil {
+			s.where[pl.root] = pl.staged()
+		}
+	}
+	for i := range x.Entries {
+		e := &x.Entries[i]
+		if e.Kind != index.HardLink || !s.selected(e.Path) || s.selected(e.Target) {
+			continue
+		}
+		if _, ok := s.instead[e.Target]; !ok {
+			s.instead[e.Target] = e.Path
+		}
+	}
+	return s
+}
+
+// file returns the entry that is written for the file e: itself, or what takes its place, or nil.
+func (s *staging) file(e *index.Entry) *index.Entry {
+	if s.selected(e.Path) {
+		return e
+	}
+	p, ok := s.instead[e.Path]
+	if !ok {
+		return nil
+	}
+	other := *e
+	other.Path = p
+	return &other
+}
+
+// total returns how many bytes the restored files have.
+func (s *staging) total() (n int64) {
+	for i := range s.index.Entries {
+		if e := &s.index.Entries[i]; e.Kind == index.File && s.file(e) != nil {
+			n += e.Size
+		}
+	}
+	return n
 }
 
 // stagedDir is an open directory of the staging area.
@@ -219,7 +264,7 @@ func (s *staging) makeLinks(ctx context.Context) error {
 		var err error
 		if e.Kind == index.Link {
 			err = s.in(e.Path, func(d *stagedDir, name string) error { return d.root.Symlink(e.Target, name) })
-		} else {
+		} else if s.instead[e.Target] != e.Path {
 			err = s.makeHardLink(e)
 		}
 		if err != nil {
@@ -235,22 +280,26 @@ func (s *staging) makeLinks(ctx context.Context) error {
 		if err := s.note(e.Path); err != nil {
 			return named(e.Path, err)
 		}
-		if e.Kind == index.HardLink && s.selected(e.Target) {
-			if err := s.note(e.Target); err != nil {
-				return named(e.Target, err)
+		if e.Kind == index.HardLink {
+			if err := s.note(s.linked(e)); err != nil {
+				return named(s.linked(e), err)
 			}
 		}
 	}
 	return nil
 }
 
-// makeHardLink links e to its file; where the file was not restored, or is on another device, e becomes a copy of its
-// own, which builds the same.
-func (s *staging) makeHardLink(e *index.Entry) error {
-	if !s.selected(e.Target) {
-		return fmt.Errorf("hard link to %q, which is in a cache directory that is not restored", e.Target)
+// linked returns the path of the file that the hard link e becomes another name of.
+func (s *staging) linked(e *index.Entry) string {
+	if p, ok := s.instead[e.Target]; ok {
+		return p
 	}
-	return s.in(e.Target, func(from *stagedDir, fromName string) error {
+	return e.Target
+}
+
+// makeHardLink links e to its file; where that is on another device e becomes a copy, which builds the same.
+func (s *staging) makeHardLink(e *index.Entry) error {
+	return s.in(s.linked(e), func(from *stagedDir, fromName string) error {
 		return s.in(e.Path, func(to *stagedDir, toName string) error {
 			err := unix.Linkat(int(from.fd.Fd()), fromName, int(to.fd.Fd()), toName, 0)
 			if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM) {
@@ -343,9 +392,9 @@ func setTime(d *stagedDir, name string, ns int64) error {
 func named(p string, err error) error {
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
-		return localError{fmt.Errorf("%s %q: %w", pe.Op, p, pe.Err)}
+		return local(fmt.Errorf("%s %q: %w", pe.Op, p, pe.Err))
 	}
-	return localError{fmt.Errorf("%q: %w", p, err)}
+	return local(fmt.Errorf("%q: %w", p, err))
 }
 
 // stagedFile is a regular file while it is written.
@@ -379,8 +428,8 @@ func (s *staging) ranges() (list []contentRange, empty []*stagedFile) {
 		if e.Kind != index.File {
 			continue
 		}
-		if s.selected(e.Path) && !s.keep.has(e.Path) {
-			f := &stagedFile{entry: e, offset: offset, missing: e.Size}
+		if w := s.file(e); w != nil && !s.keep.has(w.Path) {
+			f := &stagedFile{entry: w, offset: offset, missing: e.Size}
 			if e.Size == 0 {
 				empty = append(empty, f)
 			} else {
@@ -565,14 +614,17 @@ func (s *staging) writeAt(f *stagedFile, part []byte, offset int64) error {
 	f.mu.Lock()
 	if f.file == nil {
 		file, err := s.create(f)
-		if err == nil && int64(len(part)) < f.entry.Size {
-			err = file.Truncate(f.entry.Size)
-		}
 		if err != nil {
 			f.mu.Unlock()
 			return err
 		}
-		f.file = file
+		f.file = file // from here on whoever ends the work closes it
+		if int64(len(part)) < f.entry.Size {
+			if err := file.Truncate(f.entry.Size); err != nil {
+				f.mu.Unlock()
+				return err
+			}
+		}
 	}
 	file := f.file
 	f.mu.Unlock()

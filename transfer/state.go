@@ -22,8 +22,8 @@ type state struct {
 }
 
 // DefaultState returns the file of the receipt of the tree root: in the user's state directory, under a name made from
-// the tree's absolute path. Where there is no such directory and none can be made, as in a sandbox without a home, it
-// is in a directory of the user's own below the temporary directory.
+// the tree's absolute path. Where there is no such directory that can be written to and none can be made, as in a sandbox
+// without a home, it is in a directory of the user's own below the temporary directory.
 func DefaultState(root string) (string, error) {
 	abs, err := filepath.Abs(root)
 	if err != nil {
@@ -33,7 +33,7 @@ func DefaultState(root string) (string, error) {
 	name := hex.EncodeToString(sum[:12]) + ".receipt"
 	if home := stateHome(); home != "" {
 		dir := filepath.Join(home, "nbc")
-		if err := os.MkdirAll(dir, 0o700); err == nil {
+		if err := os.MkdirAll(dir, 0o700); err == nil && unix.Access(dir, unix.W_OK|unix.X_OK) == nil {
 			return filepath.Join(dir, name), nil
 		}
 	}
@@ -67,34 +67,43 @@ func stateHome() string {
 // on two files of the same name.
 func openState(path string) (*state, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("making a directory for the receipt: %w", err)
+		return nil, local(fmt.Errorf("making a directory for the receipt: %w", err))
 	}
 	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the user names the file
 	if err != nil {
-		return nil, fmt.Errorf("opening the lock: %w", err)
+		return nil, local(fmt.Errorf("opening the lock: %w", err))
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		err = errors.Join(err, f.Close())
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w (lock %s)", ErrBusy, path+".lock")
-		}
-		return nil, fmt.Errorf("locking %s: %w", path+".lock", err)
+	if err := lockFile(f); err != nil {
+		return nil, local(errors.Join(fmt.Errorf("%w (lock %s)", err, path+".lock"), f.Close()))
 	}
 	return &state{path: path, lock: f}, nil
 }
 
+// lockFile takes the lock of an open file or directory without waiting for it. The error is ErrBusy if another process
+// has it. It is free again when f is closed, and when the process ends in any way.
+func lockFile(f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return ErrBusy
+		case err != nil:
+			return fmt.Errorf("locking %s: %w", f.Name(), err)
+		}
+		return nil
+	}
+}
+
 func (s *state) close() error { return s.lock.Close() }
 
-// journal says what a restore that was killed has left in the tree.
+// journal says what a restore that was killed may have left in the tree.
 type journal struct {
 	Version int `json:"version"`
-	// Work are the absolute paths of work directories: staged files, and old ones moved aside. From the moment a restore
-	// has moved the first old directory until it has placed the last new one, the build would find nothing or only
-	// a part of what it needs, so all of it can go.
+	// Work are the absolute paths of work directories: staged files, and old ones that were moved aside. The old ones
+	// are not moved back: a build may have run since, and two builds' artifacts are never mixed.
 	Work []string `json:"work"`
-	// Filling are the absolute paths of cache directories that cannot be renamed and are emptied and filled one child
-	// after another. What they hold meanwhile is not a whole tree: it goes as well.
-	Filling []string `json:"filling,omitempty"`
 }
 
 func (s *state) journalPath() string { return s.path + ".journal" }
@@ -109,39 +118,43 @@ func (s *state) writeJournal(j journal) error {
 	return replaceFile(s.journalPath(), data)
 }
 
-func (s *state) removeJournal() error {
-	err := os.Remove(s.journalPath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
+func (s *state) removeJournal() error { return removeFile(s.journalPath()) }
 
-// recover cleans up what the journal of a killed restore names. Without a journal there is nothing to do.
-func (s *state) recover() (cleaned bool, err error) {
+// recover cleans up what the journal of a killed restore names. Without a journal there is nothing to do. Cleaned says
+// what was found, for people.
+func (s *state) recover() (cleaned string, err error) {
+	for _, p := range []string{s.path, s.journalPath()} {
+		if err := removeFile(temporary(p)); err != nil {
+			return "", err
+		}
+	}
 	data, err := os.ReadFile(s.journalPath())
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return "", nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("reading the journal of an earlier restore: %w", err)
+		return "", err
 	}
+	cleaned = "cleaned up after a restore that was killed"
 	var j journal
 	if err := json.Unmarshal(data, &j); err != nil || j.Version != 1 {
-		// It is put in place by a rename, so this is none of ours; it cannot be followed, and must not block.
-		return false, errors.Join(fmt.Errorf("journal %s cannot be read", s.journalPath()), s.removeJournal())
-	}
-	for _, dir := range j.Filling {
-		if err := emptyDir(dir); err != nil {
-			return false, fmt.Errorf("cleaning up after an earlier restore: %w", err)
-		}
+		// It is put in place by a rename, so either a power failure has left it without its bytes, or it is none of ours.
+		// What it spoke of in this tree the next restore finds by itself.
+		j, cleaned = journal{}, fmt.Sprintf("journal %s could not be read", s.journalPath())
 	}
 	for _, dir := range j.Work {
-		if err := removeTree(dir); err != nil {
-			return false, fmt.Errorf("cleaning up after an earlier restore: %w", err)
+		w, err := openWork(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, ErrBusy):
+			continue // it is gone, or the work directory of somebody else by now
+		case err == nil:
+			err = w.remove()
+		}
+		if err != nil {
+			return "", err
 		}
 	}
-	return true, s.removeJournal()
+	return cleaned, s.removeJournal()
 }
 
 // removeTree removes dir and all below it, read-only directories too. That it is absent is not an error.
@@ -169,32 +182,31 @@ func removeTree(dir string) error {
 	return nil
 }
 
-// emptyDir removes what is in dir, which itself stays.
-func emptyDir(dir string) error {
-	list, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+// removeFile removes a file. That it is absent is not an error.
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
-	}
-	for _, e := range list {
-		if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
 	}
 	return nil
 }
 
+// temporary is the name of the file that becomes path. Whoever holds the lock of the state is the only one to use it,
+// and removes what a killed process has left there.
+func temporary(path string) string { return path + ".tmp" }
+
 // replaceFile puts data at path by way of a temporary file, so that a reader finds the old bytes or the new ones.
 func replaceFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp-*")
+	temp := temporary(path)
+	if err := removeFile(temp); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // the user names the file
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
+			err = errors.Join(err, removeFile(temp))
 		}
 	}()
 	if _, err := f.Write(data); err != nil {
@@ -203,5 +215,5 @@ func replaceFile(path string, data []byte) (err error) {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	return os.Rename(temp, path)
 }

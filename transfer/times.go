@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"nbc/index"
 	"nbc/mtime"
@@ -32,12 +33,18 @@ func (b *Build) Times(ctx context.Context) (*TimesReport, error) {
 	}
 	tree, err := w.Walk(ctx, b.root)
 	if err != nil {
-		return rep, fmt.Errorf("looking at the source tree: %w", err)
+		return rep, localUnless(ctx, fmt.Errorf("looking at the source tree: %w", err))
+	}
+	where := clocks(b.root, []string{b.root}, tree.Sources)
+	// Before they are read, so that a source that is written to afterwards has another Stat.
+	if _, err := settle(where, statsOf(tree.Sources)); err != nil {
+		return rep, local(fmt.Errorf("looking at the clock: %w", err))
 	}
 	sources, err := mtime.Rehash(ctx, b.root, r.Sources, r.SourceStats, r.SourceProbe, tree.Sources, &p.Files)
 	if err != nil {
-		return rep, fmt.Errorf("hashing sources: %w", err)
+		return rep, localUnless(ctx, fmt.Errorf("hashing sources: %w", err))
 	}
+	stats := statsBeside(sources, tree.Sources)
 	was := make(map[string]index.Stat, len(r.Sources))
 	for i := range r.Sources {
 		was[r.Sources[i].Path] = r.SourceStats[i]
@@ -64,24 +71,62 @@ func (b *Build) Times(ctx context.Context) (*TimesReport, error) {
 		rep.Restored = len(same)
 		crash("second pass")
 		if err := plan.Apply(ctx, b.root, 0); err != nil {
-			return rep, errors.Join(fmt.Errorf("setting the times of sources: %w", err), plan.Undo(b.root))
+			return rep, localUnless(ctx, errors.Join(fmt.Errorf("setting the times of sources: %w", err), plan.Undo(b.root)))
+		}
+		crash("second pass done")
+		set := plan.Stats()
+		for i := range same {
+			if k, ok := findSource(sources, same[i].Path); ok {
+				stats[k] = set[same[i].Path]
+			}
 		}
 	}
-	return rep, b.updateSources(r, sources)
-}
-
-// updateSources puts what is known of the sources now into the receipt.
-func (b *Build) updateSources(r *receipt, sources []index.Source) error {
-	stats, err := restat(b.root, sources)
-	if err != nil {
-		return fmt.Errorf("looking at the sources again: %w", err)
-	}
-	for i, st := range stats {
-		sources[i].MTime = st.MTime
-	}
+	b.proveSources(sources, stats)
 	r.Sources, r.SourceStats = sources, stats
-	if r.SourceProbe, err = probeQuietly(b.root); err != nil {
+	if r.SourceProbe, err = settle(where, stats); err != nil {
 		r.SourceProbe = 0 // proves nothing: the next restore touches every source
 	}
-	return b.keep(r)
+	return rep, b.keep(r)
+}
+
+// proveSources makes what is known of sources that of the build that begins now: their times are those of their Stats,
+// except that directories are looked at again, and a file with the zero Stat is unknown.
+func (b *Build) proveSources(sources []index.Source, stats []index.Stat) {
+	for i := range sources {
+		s := &sources[i]
+		if s.Kind == index.Dir {
+			if st, err := index.LstatFile(b.root, s.Path); err == nil {
+				stats[i] = st
+			}
+		} else if stats[i] == (index.Stat{}) {
+			s.Unknown, s.Sum = true, [index.SumSize]byte{}
+		}
+		s.MTime = stats[i].MTime
+	}
+}
+
+func findSource(sources []index.Source, path string) (int, bool) {
+	return slices.BinarySearchFunc(sources, path, func(s index.Source, p string) int { return strings.Compare(s.Path, p) })
+}
+
+// hashSources hashes all sources of tree, and returns the Stat of each beside it.
+func hashSources(ctx context.Context, root string, tree *index.Tree, p *Progress) ([]index.Source, []index.Stat, error) {
+	sources, err := mtime.Hash(ctx, root, tree.Sources, &p.Files)
+	if err != nil {
+		return nil, nil, err
+	}
+	return sources, statsBeside(sources, tree.Sources), nil
+}
+
+// statsBeside returns the Stats of sources, which are some of found, in the same order.
+func statsBeside(sources []index.Source, found []index.Found) []index.Stat {
+	stats := make([]index.Stat, len(sources))
+	k := 0
+	for i := range sources {
+		for found[k].Path != sources[i].Path {
+			k++
+		}
+		stats[i] = found[k].Stat
+	}
+	return stats
 }

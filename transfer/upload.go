@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"runtime"
 	"slices"
@@ -310,23 +309,27 @@ func (r *contentReader) Read(b []byte) (int, error) {
 	r.left -= int64(n)
 	r.progress.Bytes.Add(int64(n))
 	if r.left == 0 {
+		// Whatever else may have gone wrong with the read, all bytes are there.
 		return n, r.done()
 	}
 	if errors.Is(err, io.EOF) || err == nil && n == 0 {
 		return n, fmt.Errorf("%w: %s became shorter", ErrChanging, r.files[0].entry.Path)
 	}
-	return n, err
+	if err != nil {
+		return n, local(fmt.Errorf("reading an artifact: %w", err))
+	}
+	return n, nil
 }
 
 // next opens the next file.
 func (r *contentReader) next() error {
 	f := &r.files[0]
 	file, err := index.OpenFile(r.root, f.entry.Path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %s is gone", ErrChanging, f.entry.Path)
-	}
 	if err != nil {
-		return err
+		if st, err2 := index.LstatFile(r.root, f.entry.Path); err2 != nil || st != f.stat {
+			return fmt.Errorf("%w: %w", ErrChanging, err)
+		}
+		return local(fmt.Errorf("reading an artifact: %w", err))
 	}
 	if r.skip > 0 {
 		if _, err := file.Seek(r.skip, io.SeekStart); err != nil {

@@ -1,0 +1,410 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"nbc/index"
+	"nbc/mtime"
+)
+
+// restore brings the tree to what c says, in the order of effects that makes a kill harmless at any point:
+//
+//	stage   new files are written into a work directory; nothing else changes
+//	clear   old cache directories are moved into it: from here a build finds no artifacts and is cold
+//	times   sources get their recorded times, or now
+//	place   new directories are moved in, one by one: one that is still absent is only rebuilt
+//	        work directories go; directories get their times
+//	receipt
+//
+// On an error all is taken back in an order with the same property.
+func (r *restoring) restore(ctx context.Context, c candidate) error {
+	x, p := c.index, r.cache.Progress
+	if err := r.state.checkEpoch(ctx, r.cache.Store, "the index of "+c.name, x.Epoch); err != nil {
+		return err
+	}
+	if len(x.Entries) == 0 {
+		return missf("it was dropped, or is empty")
+	}
+	if !r.o.Moved && x.Build.Root != "" && x.Build.Root != r.root {
+		return missf("it was saved in %s, this is %s (--moved restores it all the same)", x.Build.Root, r.root)
+	}
+	changes := mtime.Diff(x.Sources, r.sources)
+	if x.Build.Failures >= failuresBeforeMiss && sameSources(x.Sources, r.sources) {
+		return missf("%d builds in a row failed from it with these sources", x.Build.Failures)
+	}
+	var roots []string
+	for _, root := range x.Roots {
+		if r.dirs.Match(root) {
+			roots = append(roots, root)
+		}
+	}
+	if len(roots) == 0 {
+		return missf("it holds none of these cache directories, only %s", strings.Join(x.Roots, ", "))
+	}
+	list, skipped, err := plan(r.root, x, roots, r.tree.Roots)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(list, func(p *placement) bool { return p.entry != nil }) {
+		return missf("no directory of the tree has a place for %s", strings.Join(skipped, ", "))
+	}
+	s := newStaging(x, list, p)
+	e := &effects{r: r, list: list, staging: s, changes: changes}
+	e.mover = &mover{ours: e.ours}
+	if err := e.do(ctx, c); err != nil {
+		if err2 := e.undo(); err2 != nil {
+			return local(errors.Join(err, fmt.Errorf("taking the restore back: %w", err2)))
+		}
+		return err
+	}
+	r.report.Skipped = skipped
+	for _, root := range skipped {
+		r.warn("%s is not restored: the directory it belongs to is not in the source tree", root)
+	}
+	return nil
+}
+
+// sameSources says whether two builds had the same sources, as far as that is known. Files that the earlier build has
+// changed itself count for nothing.
+func sameSources(base, now []index.Source) bool {
+	unknown := map[string]bool{}
+	for i := range base {
+		if base[i].Unknown {
+			unknown[base[i].Path] = true
+		}
+	}
+	c := mtime.Diff(base, now)
+	return len(c.New) == 0 && len(c.Deleted) == 0 &&
+		!slices.ContainsFunc(c.Changed, func(s index.Source) bool { return !s.Unknown && !unknown[s.Path] })
+}
+
+// effects are the changes that a restore makes to the tree.
+type effects struct {
+	r       *restoring
+	works   []*workDir
+	list    []*placement
+	mover   *mover // for clear, then for place
+	cleared *mover
+	staging *staging
+	changes mtime.Changes
+	times   *mtime.Plan
+	now     int64
+}
+
+// ours says whether dir is a directory of artifacts, or in a work directory.
+func (e *effects) ours(dir string) bool {
+	return slices.ContainsFunc(e.list, func(p *placement) bool { return within(dir, p.target) || within(dir, p.work()) })
+}
+
+// begin makes the work directories, after it has noted them in a journal.
+func (e *effects) begin() error {
+	j := journal{}
+	for _, p := range e.list {
+		if !slices.Contains(j.Work, p.work()) {
+			j.Work = append(j.Work, p.work())
+		}
+	}
+	if err := e.r.Build.state.writeJournal(j); err != nil {
+		return local(fmt.Errorf("writing the journal: %w", err))
+	}
+	for _, path := range j.Work {
+		dir := filepath.Dir(path)
+		w, err := makeWork(dir)
+		if errors.Is(err, fs.ErrPermission) && e.ours(dir) {
+			// A mount point whose owner may not write to it. It gets the mode that it should have in the end.
+			var fi fs.FileInfo
+			if fi, err = os.Stat(dir); err == nil {
+				err = os.Chmod(dir, fi.Mode().Perm()|0o700) //nolint:gosec // for its owner
+			}
+			if err == nil {
+				w, err = makeWork(dir)
+			}
+		}
+		if err != nil {
+			return local(fmt.Errorf("making a work directory: %w", err))
+		}
+		e.works = append(e.works, w)
+	}
+	return nil
+}
+
+// workPaths returns the directories in which the clocks of the file systems can be asked, that of the tree first.
+func (e *effects) workPaths() []string {
+	paths := []string{e.r.root}
+	for _, w := range e.works {
+		if filepath.Dir(w.path) == e.r.root {
+			paths[0] = w.path
+		} else {
+			paths = append(paths, w.path)
+		}
+	}
+	return paths
+}
+
+func (e *effects) do(ctx context.Context, c candidate) error {
+	r, p := e.r, e.r.cache.Progress
+	if err := e.begin(); err != nil {
+		return err
+	}
+
+	// A first look at the clock, before anything is fetched for nothing.
+	policy := mtime.Policy{Times: r.o.Times, OnSkew: r.o.OnSkew}
+	newest := max(c.index.Newest(), e.changes.Newest())
+	clock := e.workPaths()[0]
+	_, now, err := probe(clock)
+	if err != nil {
+		return local(err)
+	}
+	shift, _, ok := policy.Guard(newest, now)
+	if !ok {
+		return tooNew(newest, now)
+	}
+	e.staging.shift = shift
+	e.staging.keep = newKeeping(r.old, r.tree, c.index, e.staging.selected, shift)
+
+	p.phase("restoring")
+	p.TotalBytes.Store(e.staging.total())
+	if err := e.staging.write(ctx, r.cache); err != nil {
+		return err
+	}
+
+	for {
+		if _, now, err = probe(clock); err != nil {
+			return local(err)
+		}
+		if shift != 0 {
+			break // the timeline was moved to hours ago
+		}
+		_, wait, ok := policy.Guard(newest, now)
+		if !ok {
+			return tooNew(newest, now)
+		}
+		if wait == 0 {
+			break
+		}
+		r.report.Waited += wait
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	e.now = now
+	e.times = mtime.NewPlan(r.root, e.changes, r.tree.Sources, shift)
+
+	crash("clear")
+	if err := clearOld(e.list, e.mover); err != nil {
+		return local(err)
+	}
+	e.cleared, e.mover = e.mover, &mover{ours: e.ours}
+	crash("times")
+	if err := e.times.Apply(ctx, r.root, now); err != nil {
+		return localUnless(ctx, fmt.Errorf("setting the times of sources: %w", err))
+	}
+	crash("merge")
+	if err := e.staging.merge(ctx, e.list, e.mover); err != nil {
+		return err
+	}
+	crash("place")
+	if err := place(ctx, e.list, e.mover, shift); err != nil {
+		return err
+	}
+	crash("placed")
+	// All is in place and right. What is left is quick, and not worth an end in the middle.
+	e.finish(context.WithoutCancel(ctx), c, shift)
+	return nil
+}
+
+// finish cleans up, gives directories the times that all the renaming has changed, and fills in receipt and report.
+// The tree is right already: what fails here is a warning.
+func (e *effects) finish(ctx context.Context, c candidate, shift int64) {
+	r, rep, rec := e.r, e.r.report, e.r.receipt
+	rec.Restored, rec.Shift = c.name, shift
+	rec.Base, rec.BaseStore, rec.BaseData = c.name, r.format.ID, c.data
+	set := e.times.Stats()
+	for i := range rec.Sources {
+		rec.SourceStats[i] = set[rec.Sources[i].Path]
+	}
+	if err := e.proveFiles(rec); err != nil {
+		r.warn("looking at the artifacts again: %v", err)
+		rec.Files = nil
+	}
+	var err error
+	stats := make([]index.Stat, len(rec.Files))
+	for i := range rec.Files {
+		stats[i] = rec.Files[i].Stat
+	}
+	if rec.Probe, err = settle(clocks(r.root, e.workPaths(), r.tree.Sources), stats, rec.SourceStats); err != nil {
+		r.warn("looking at the clock: %v", err)
+	}
+	rec.SourceProbe = rec.Probe
+
+	cleanup := e.removeWork()
+	if cleanup != nil {
+		r.warn("cleaning up: %v", cleanup)
+	}
+	for _, p := range e.list {
+		if p.entry != nil && p.entry.Kind == index.Dir {
+			if err := p.finish(shift); err != nil {
+				r.warn("setting the time of %s: %v", p.root, err)
+			}
+		}
+	}
+	if err := e.times.ApplyDirs(ctx, r.root, e.now); err != nil {
+		r.warn("setting the times of source directories: %v", err)
+	}
+	crash("directory times")
+	if cleanup == nil {
+		if err := r.Build.state.removeJournal(); err != nil {
+			r.warn("removing the journal: %v", err)
+		}
+	}
+	r.proveSources(rec.Sources, rec.SourceStats)
+
+	p := r.cache.Progress
+	rep.Files, rep.Bytes, rep.Chunks = len(rec.Files), e.staging.total(), len(c.index.Chunks)
+	rep.Fetched = Traffic{Chunks: int(p.Chunks.Load()), Bytes: p.Transferred.Load()}
+	for _, pl := range e.list {
+		if pl.entry != nil {
+			rep.Roots = append(rep.Roots, pl.root)
+		}
+	}
+	rep.Sources = Sources{
+		Unchanged: len(e.changes.Unchanged), Changed: len(e.changes.Changed),
+		New: len(e.changes.New), Deleted: len(e.changes.Deleted),
+	}
+	rep.Shifted = time.Duration(shift)
+}
+
+// proveFiles collects the Stats of the artifacts in place. Of those that were renamed one by one the ctime is another one
+// than when they were staged; if anything else is, it is not known what they hold.
+func (e *effects) proveFiles(rec *receipt) error {
+	files := e.staging.stats
+	slices.SortStableFunc(files, func(a, b receiptFile) int { return strings.Compare(a.Path, b.Path) })
+	rec.Files = lastOfEach(files)
+	paths, err := moved(e.list, e.mover)
+	if err != nil {
+		return err
+	}
+	for _, p := range paths {
+		i, ok := slices.BinarySearchFunc(rec.Files, p, func(f receiptFile, p string) int { return strings.Compare(f.Path, p) })
+		if !ok {
+			continue
+		}
+		st, err := index.LstatFile(e.r.root, p)
+		if err != nil {
+			return err
+		}
+		f := &rec.Files[i]
+		if f.Stat.CTime = st.CTime; f.Stat != st {
+			f.Stat = index.Stat{} // equal to none
+		}
+	}
+	return nil
+}
+
+// tooNew is the miss of the guard.
+func tooNew(newest, now int64) error {
+	return missf("its newest file is %v newer than the clock: a build would take changed sources for old ones "+
+		"(--on-skew=shift moves the recorded times back)", time.Duration(newest-now).Round(time.Millisecond))
+}
+
+// removeWork removes the work directories, and what is in them.
+func (e *effects) removeWork() error {
+	var errs []error
+	for _, w := range e.works {
+		errs = append(errs, w.remove())
+	}
+	e.works = nil
+	return errors.Join(errs...)
+}
+
+// undo takes everything back: new directories out first, so that there are no artifacts while the times of the sources
+// change back, and old ones in last. If one of these steps fails the next ones are left out, for they are right only
+// after it: beside new artifacts the sources keep their new times, and beside those times no old artifacts come back.
+func (e *effects) undo() error {
+	err := e.takeBack()
+	asBefore := err == nil
+	err = errors.Join(err, e.removeWork())
+	if asBefore { // but for what moving files and work directories has done to the directories that hold them
+		err = errors.Join(err, e.undoArtifactDirs(), e.undoDirTimes())
+	}
+	if err == nil {
+		err = e.r.Build.state.removeJournal()
+	}
+	return err
+}
+
+func (e *effects) takeBack() error {
+	if e.cleared == nil {
+		e.cleared = e.mover
+	} else if err := e.mover.undo(); err != nil {
+		return err
+	}
+	if e.times != nil {
+		if err := e.times.Undo(e.r.root); err != nil {
+			return err
+		}
+	}
+	return e.cleared.undo()
+}
+
+// undoArtifactDirs gives the old cache directories, and what is in them, the modes and times that they had.
+func (e *effects) undoArtifactDirs() error {
+	var errs []error
+	for i := range e.r.tree.Artifacts {
+		a := &e.r.tree.Artifacts[i]
+		k := slices.IndexFunc(e.list, func(p *placement) bool { return within("/"+a.Path, "/"+p.root) })
+		if a.Kind != index.Dir || k < 0 {
+			continue
+		}
+		rel := strings.TrimPrefix(a.Path, e.list[k].root)
+		st, err := index.LstatFile(e.list[k].target, "."+rel)
+		if err == nil && st.SameFile(a.Stat) && st.Mode == a.Stat.Mode && st.MTime == a.Stat.MTime {
+			continue
+		}
+		dir := e.list[k].target + filepath.FromSlash(rel)
+		if err == nil {
+			err = os.Chmod(dir, fs.FileMode(a.Stat.Mode&0o777))
+		}
+		if err == nil {
+			err = setDirTime(dir, a.Stat.MTime)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// undoDirTimes gives directories that work directories were made in, and that files were moved out of and into, the
+// times that they had.
+func (e *effects) undoDirTimes() error {
+	var errs []error
+	for i := range e.r.tree.Sources {
+		s := &e.r.tree.Sources[i]
+		if s.Kind == index.Dir && (s.Path == "." ||
+			slices.ContainsFunc(e.list, func(p *placement) bool { return path.Dir(p.root) == s.Path })) {
+			errs = append(errs, setDirTime(filepath.Join(e.r.root, filepath.FromSlash(s.Path)), s.Stat.MTime))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// lastOfEach keeps the last of those with the same path; the list is sorted stably.
+func lastOfEach(list []receiptFile) []receiptFile {
+	out := list[:0]
+	for i := range list {
+		if i+1 == len(list) || list[i+1].Path != list[i].Path {
+			out = append(out, list[i])
+		}
+	}
+	return out
+}
