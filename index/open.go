@@ -37,10 +37,10 @@ func (s Stat) SameFile(o Stat) bool { return s.Dev == o.Dev && s.Ino == o.Ino }
 // StatOf converts what the system calls return.
 func StatOf(st *unix.Stat_t) Stat {
 	return Stat{
-		Dev:   uint64(st.Dev), //nolint:gosec,unconvert // a number without meaning; the types differ between systems
+		Dev:   uint64(st.Dev), // the types differ between systems
 		Ino:   st.Ino,
-		Mode:  uint32(st.Mode),  //nolint:unconvert // as above
-		Links: uint32(st.Nlink), //nolint:gosec,unconvert // as above; a file system allows far fewer
+		Mode:  uint32(st.Mode),
+		Links: uint32(st.Nlink),
 		Size:  st.Size,
 		MTime: st.Mtim.Nano(),
 		CTime: st.Ctim.Nano(),
@@ -133,7 +133,7 @@ func open(dir int, path string, flags int) (fd int, err error) {
 	err = resolve(dir, path, func(dir int, path string) error {
 		for {
 			fd, err = unix.Openat(dir, path, flags|unix.O_CLOEXEC, 0)
-			if err != unix.EINTR { //nolint:errorlint // the kernel's own number
+			if err != unix.EINTR {
 				return err
 			}
 		}
@@ -199,7 +199,7 @@ func lstatAt(dir int, name string) (Stat, error) {
 		if err == nil {
 			return StatOf(&st), nil
 		}
-		if err != unix.EINTR { //nolint:errorlint // the kernel's own number
+		if err != unix.EINTR {
 			return Stat{}, err
 		}
 	}
@@ -212,7 +212,7 @@ func fstat(fd int) (Stat, error) {
 		if err == nil {
 			return StatOf(&st), nil
 		}
-		if err != unix.EINTR { //nolint:errorlint // the kernel's own number
+		if err != unix.EINTR {
 			return Stat{}, err
 		}
 	}

@@ -183,7 +183,7 @@ func expand(text string) ([]string, error) {
 			var all []string
 			from := open + 1
 			for _, cut := range append(cuts, i) {
-				// What stands before holds no braces any more, but it may end in a backslash or a class: it is left out.
+				// What stands before is left out: it has no braces, but a "[" in it could pair up with what follows.
 				rest, err := expand(text[from:cut] + text[i+1:])
 				if err != nil {
 					return nil, err

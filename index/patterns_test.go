@@ -93,19 +93,28 @@ func TestMatch(t *testing.T) {
 		yes, no  []string
 		anywhere []string // matched by MatchAnywhere alone
 	}{
-		{pattern: "dist", yes: []string{"dist"}, no: []string{".", "dist/a", "dis", "distx"}, anywhere: []string{"a/dist", "a/b/dist"}},
+		{
+			pattern: "dist", yes: []string{"dist"}, no: []string{".", "dist/a", "dis", "distx"},
+			anywhere: []string{"a/dist", "a/b/dist"},
+		},
 		{pattern: "./dist", yes: []string{"dist"}, no: []string{"a/dist", "./dist"}},
 		{pattern: "*.o", yes: []string{"a.o", ".o", "-.o"}, no: []string{"a.oo", "a.o/b"}, anywhere: []string{"x/a.o"}},
 		{pattern: "a/*", yes: []string{"a/b", "a/.b"}, no: []string{"a", "a/b/c", "x/a/b"}},
 		{pattern: "a/?[^x-z]", yes: []string{"a/bc", "a/éa"}, no: []string{"a/by", "a/b", "a/bcd"}},
 		{pattern: "**/dist", yes: []string{"dist", "a/dist", "a/b/dist"}, no: []string{"dist/a", "a/distx"}},
-		{pattern: "a/**/b/**/c", yes: []string{"a/b/c", "a/x/b/y/z/c", "a/b/b/c"}, no: []string{"a/c", "x/a/b/c", "a/b/c/d"}},
+		{
+			pattern: "a/**/b/**/c",
+			yes:     []string{"a/b/c", "a/x/b/y/z/c", "a/b/b/c"}, no: []string{"a/c", "x/a/b/c", "a/b/c/d"},
+		},
 		{pattern: "a/**", yes: []string{"a", "a/b", "a/b/c"}, no: []string{"b", "ab"}},
 		{pattern: "**", yes: []string{"a", "a/b"}, no: []string{"."}},
 		{pattern: "a**b", yes: []string{"ab", "axb"}, no: []string{"a/b"}, anywhere: []string{"x/axb"}},
 		{pattern: "{a,b/{c,d}}/x", yes: []string{"a/x", "b/c/x", "b/d/x"}, no: []string{"c/x", "b/x"}},
 		{pattern: "x{,y}", yes: []string{"x", "xy"}, no: []string{"xyy"}, anywhere: []string{"a/xy"}},
-		{pattern: "{[,}],b}c", yes: []string{",c", "}c", "bc", "{[,}],b}c"}, no: []string{"c"}, anywhere: []string{"a/bc"}},
+		{
+			pattern: "{[,}],b}c", yes: []string{",c", "}c", "bc", "{[,}],b}c"}, no: []string{"c"},
+			anywhere: []string{"a/bc"},
+		},
 		{pattern: "a[1]", yes: []string{"a1", "a[1]"}, no: []string{"a"}, anywhere: []string{"x/a[1]"}},
 		{pattern: "{a,b}/*", yes: []string{"a/x", "{a,b}/*"}, no: []string{"{a,b}/x"}},
 		{pattern: `a\*b`, yes: []string{"a*b", `a\*b`}, no: []string{"axb"}, anywhere: []string{"x/a*b"}},
@@ -148,8 +157,8 @@ func TestMatchIsDoublestar(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%q is refused: %v", pattern, err)
 		}
-		// Doublestar is not of one mind about a "**" at the end that stands for nothing: "a/**" matches "a", "a*/**" and
-		// "a/**/**" do not. Here they all do.
+		// Doublestar is not of one mind about a "**" at the end that stands for nothing: "a/**" matches "a", "a*/**"
+		// and "a/**/**" do not. Here they all do.
 		want := false
 		for oracle := pattern; !want; {
 			want = doublestar.MatchUnvalidated(oracle, p)

@@ -361,7 +361,7 @@ func (l *listing) read(fd int) ([]string, error) {
 	l.names = l.names[:0]
 	for {
 		n, err := unix.ReadDirent(fd, l.buf)
-		if err == unix.EINTR { //nolint:errorlint // the kernel's own number
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || n <= 0 {
@@ -396,7 +396,8 @@ func collect(top *folder) *Tree {
 	t.add(top)
 	if top.place == inSources {
 		// "." is not before all others: "-" and "+" are.
-		at, _ := slices.BinarySearchFunc(t.Sources, ".", func(f Found, p string) int { return strings.Compare(f.Path, p) })
+		at, _ := slices.BinarySearchFunc(t.Sources, ".",
+			func(f Found, p string) int { return strings.Compare(f.Path, p) })
 		t.Sources = slices.Insert(t.Sources, at, top.found)
 	}
 	return &t

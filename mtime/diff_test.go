@@ -37,8 +37,14 @@ func TestDiff(t *testing.T) {
 		"deleted, it was a link": {is(index.Link, one), nil, "deleted"},
 	} {
 		// It stands between others, which must not take part.
-		base := []index.Source{{Path: ".", Kind: index.Dir, Sum: one, MTime: 5}, {Path: "b", Kind: index.File, Sum: one, MTime: 9}}
-		now := []index.Source{{Path: ".", Kind: index.Dir, Sum: one, MTime: 6}, {Path: "b", Kind: index.File, Sum: two, MTime: 99}}
+		base := []index.Source{
+			{Path: ".", Kind: index.Dir, Sum: one, MTime: 5},
+			{Path: "b", Kind: index.File, Sum: one, MTime: 9},
+		}
+		now := []index.Source{
+			{Path: ".", Kind: index.Dir, Sum: one, MTime: 6},
+			{Path: "b", Kind: index.File, Sum: two, MTime: 99},
+		}
 		if c.base != nil {
 			c.base.Path, c.base.MTime = "a", 7
 			base = slices.Insert(base, 1, *c.base)
@@ -107,7 +113,8 @@ func TestDiffIsAPartition(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		base, now := list.Draw(t, "base"), list.Draw(t, "now")
 		c := Diff(base, now)
-		if len(c.Unchanged)+len(c.Changed)+len(c.New) != len(now) || len(c.Unchanged)+len(c.Changed)+len(c.Deleted) != len(base) {
+		both := len(c.Unchanged) + len(c.Changed)
+		if both+len(c.New) != len(now) || both+len(c.Deleted) != len(base) {
 			t.Fatalf("not a partition: %+v", c)
 		}
 		at := func(list []index.Source, path string) *index.Source {

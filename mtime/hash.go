@@ -2,7 +2,7 @@ package mtime
 
 import (
 	"context"
-	"crypto/md5" //nolint:gosec // see the package's documentation
+	"crypto/md5" // #nosec G501 -- see the package's documentation
 	"errors"
 	"fmt"
 	"hash"
@@ -62,7 +62,8 @@ func Rehash(ctx context.Context, root string, before []index.Source, stats []ind
 		if i == len(before) {
 			break
 		}
-		if b := &before[i]; b.Path == found[k].Path && b.Kind == found[k].Kind && untouched(b, stats[i], found[k].Stat, probe) {
+		b, f := &before[i], &found[k]
+		if b.Path == f.Path && b.Kind == f.Kind && untouched(b, stats[i], f.Stat, probe) {
 			known[k] = b
 		}
 	}
@@ -125,9 +126,9 @@ func hashAll(ctx context.Context, root string, found []index.Found, known map[in
 			sources[i].Sum = known[i].Sum
 			files.Add(1)
 		case f.Kind == index.File:
-			order = append(order, int32(i)) //nolint:gosec // bounded above
+			order = append(order, int32(i))
 		case f.Kind == index.Link:
-			sources[i].Sum = md5.Sum([]byte(f.Target)) //nolint:gosec // see above
+			sources[i].Sum = md5.Sum([]byte(f.Target)) // #nosec G401
 			files.Add(1)
 		}
 	}
@@ -140,7 +141,7 @@ func hashAll(ctx context.Context, root string, found []index.Found, known map[in
 	// Reading waits for a disk as well as it computes.
 	for range min(2*runtime.GOMAXPROCS(0), len(order)) {
 		group.Go(func() error {
-			h := &hasher{md5: md5.New(), buf: make([]byte, bufferSize)} //nolint:gosec // see above
+			h := &hasher{md5: md5.New(), buf: make([]byte, bufferSize)} // #nosec G401
 			for {
 				n := next.Add(1) - 1
 				if n >= int64(len(order)) {
@@ -188,7 +189,7 @@ func dirSums(found []index.Found, gone []bool) func(dir string) [index.SumSize]b
 		dir, name := splitPath(p)
 		names[dir] = append(append(names[dir], name...), 0)
 	}
-	return func(dir string) [index.SumSize]byte { return md5.Sum(names[dir]) } //nolint:gosec // see above
+	return func(dir string) [index.SumSize]byte { return md5.Sum(names[dir]) } // #nosec G401
 }
 
 // splitPath returns the directory and the name of a path of a tree.

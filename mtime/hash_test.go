@@ -2,7 +2,7 @@ package mtime
 
 import (
 	"context"
-	"crypto/md5" //nolint:gosec // what is tested
+	"crypto/md5"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,11 +17,12 @@ import (
 	"nbc/index"
 )
 
-func md5Of(s string) [index.SumSize]byte { return md5.Sum([]byte(s)) } //nolint:gosec // what is tested
+func md5Of(s string) [index.SumSize]byte { return md5.Sum([]byte(s)) }
 
 func TestHash(t *testing.T) {
 	big := strings.Repeat("0123456789abcdef", bigFile/8) // twice bigFile
-	root := tree(t, "-first", "a-b", "a/x", "a/y/", "link -> a/x", "away -> /nowhere", "dist/art", ".git/HEAD", "a/.git", "big", "empty")
+	root := tree(t, "-first", "a-b", "a/x", "a/y/", "link -> a/x", "away -> /nowhere", "dist/art", ".git/HEAD",
+		"a/.git", "big", "empty")
 	for name, content := range map[string]string{"big": big, "empty": ""} {
 		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -194,7 +195,8 @@ func TestRehash(t *testing.T) {
 	same(t, "sources", pathsOf(after), ".", "a", "edited", "kept", "link", "new", "racy", "touched", "unknown")
 	for path, want := range map[string][index.SumSize]byte{
 		"kept": fake, "racy": fake, "edited": md5Of("anew"), "touched": md5Of("touched"), "unknown": md5Of("unknown"),
-		"new": md5Of("new"), "link": md5Of("a"), ".": md5Of("a\x00edited\x00kept\x00link\x00new\x00racy\x00touched\x00unknown\x00"),
+		"new": md5Of("new"), "link": md5Of("a"),
+		".": md5Of("a\x00edited\x00kept\x00link\x00new\x00racy\x00touched\x00unknown\x00"),
 	} {
 		if s := source(t, after, path); s.Sum != want || s.Unknown {
 			t.Errorf("%s is %+v", path, s)
@@ -216,7 +218,8 @@ func TestRehash(t *testing.T) {
 }
 
 func TestRecheck(t *testing.T) {
-	root := tree(t, "edited/x", "kept/x", "kept/link -> x", "gone/x", "grown/x", "kind", "putback", "moved -> a", "unknown")
+	root := tree(t, "edited/x", "kept/x", "kept/link -> x", "gone/x", "grown/x", "kind", "putback", "moved -> a",
+		"unknown")
 	found := walk(t, root)
 	before := hashTree(t, root, found)
 	source(t, before, "unknown").Unknown = true
@@ -280,7 +283,8 @@ func BenchmarkHash(b *testing.B) {
 		dir := filepath.Join(root, fmt.Sprint(i/50))
 		data := []byte(strings.Repeat(fmt.Sprintf("%015d\n", i), 100+i%800))
 		size += int64(len(data))
-		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), data, 0o600)); err != nil {
+		err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), data, 0o600))
+		if err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -144,15 +144,15 @@ func asNobody(t *testing.T, root string, not []string, do func()) {
 			}
 		}
 		for p := root; p != filepath.Dir(p) && p != os.TempDir(); p = filepath.Dir(p) {
-			if err := os.Chmod(p, 0o755); err != nil { //nolint:gosec // others must get to the tree
+			if err := os.Chmod(p, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := syscall.Setresuid(-1, nobody, -1); err != nil {
+		if err := syscall.Setreuid(-1, nobody); err != nil {
 			t.Fatal(err)
 		}
 		defer func() {
-			if err := syscall.Setresuid(-1, 0, -1); err != nil {
+			if err := syscall.Setreuid(-1, 0); err != nil {
 				t.Fatal(err)
 			}
 		}()

@@ -172,7 +172,8 @@ func (l *links) follow() {
 }
 
 func (l *links) find(path string) (int, bool) {
-	return slices.BinarySearchFunc(l.found, path, func(f index.Found, p string) int { return strings.Compare(f.Path, p) })
+	return slices.BinarySearchFunc(l.found, path,
+		func(f index.Found, p string) int { return strings.Compare(f.Path, p) })
 }
 
 // resolve returns the path in the tree that target leads to, seen from the directory dir, and marks the links on the

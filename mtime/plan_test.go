@@ -125,10 +125,11 @@ func touched(t testing.TB, root string, base []index.Source, now, shift int64) [
 	t.Helper()
 	var all []string
 	for _, f := range walk(t, root) {
-		switch got := mtimeOf(t, root, f.Path); {
-		case got == now:
+		got := mtimeOf(t, root, f.Path)
+		right := func(s index.Source) bool { return s.Path == f.Path && At(s.MTime, shift) == got }
+		if got == now {
 			all = append(all, f.Path)
-		case !slices.ContainsFunc(base, func(s index.Source) bool { return s.Path == f.Path && At(s.MTime, shift) == got }):
+		} else if !slices.ContainsFunc(base, right) {
 			t.Errorf("%s has the time %d", f.Path, got)
 		}
 	}
@@ -161,7 +162,8 @@ func TestApply(t *testing.T) {
 			[]string{"a", "b", "c"},
 			func(t *testing.T, root string) {
 				p := func(name string) string { return filepath.Join(root, name) }
-				if err := errors.Join(os.Rename(p("a"), p("x")), os.Rename(p("b"), p("a")), os.Rename(p("x"), p("b"))); err != nil {
+				err := errors.Join(os.Rename(p("a"), p("x")), os.Rename(p("b"), p("a")), os.Rename(p("x"), p("b")))
+				if err != nil {
 					t.Fatal(err)
 				}
 			},
@@ -252,6 +254,11 @@ func TestApply(t *testing.T) {
 			func(t *testing.T, root string) { grow(t, root, "0 = a") },
 			[]string{".", "0", "a"},
 		},
+		"a new name for an old file": {
+			[]string{"a", "c"},
+			func(t *testing.T, root string) { grow(t, root, "z = a") },
+			[]string{".", "a", "z"},
+		},
 		"a file on a link's way": {
 			[]string{"a", "link -> a"},
 			relink("link -> a/b"),
@@ -287,23 +294,26 @@ func relink(links ...string) func(t *testing.T, root string) {
 }
 
 func TestApplyThroughAbsoluteLinks(t *testing.T) {
-	root := tree(t, "a", "b", "c", "one -> a", "two -> a", "three -> a")
+	root := tree(t, "a", "b", "c", "d", "one -> a", "two -> a", "three -> a", "four -> a")
 	other := filepath.Join(tree(t), "other")
 	if err := os.Symlink(root, other); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Symlink(root+"/d", filepath.Join(root, "way")); err != nil {
+		t.Fatal(err)
+	}
 	base := baseOf(t, root)
-	relink("one -> "+root+"/b", "two -> "+other+"/c", "three -> "+root+"x/c")(t, root)
+	relink("four -> way", "one -> "+root+"/b", "two -> "+other+"/c", "three -> "+root+"x/c")(t, root)
 	found := walk(t, root)
 	changes := Diff(base, hashTree(t, root, found))
 	now := probe(t, root)
 	apply(t, NewPlan(root, changes, found, 0), root, now)
-	same(t, "touched", touched(t, root, base, now, 0), "b", "one", "three", "two")
+	same(t, "touched", touched(t, root, base, now, 0), "b", "d", "four", "one", "three", "two", "way")
 
 	// Under its other name the tree knows both.
 	found = walk(t, root)
 	apply(t, NewPlan(other, changes, found, 0), root, now)
-	same(t, "touched", touched(t, root, base, now, 0), "b", "c", "one", "three", "two")
+	same(t, "touched", touched(t, root, base, now, 0), "b", "c", "d", "four", "one", "three", "two", "way")
 }
 
 func TestApplyNeverFollowsLinks(t *testing.T) {
@@ -431,13 +441,23 @@ func TestApplyToWhatHasChangedSince(t *testing.T) {
 	}
 	setMTime(t, root, "stealthy", old)
 	relink("link -> mode")(t, root)
-	if err := errors.Join(os.Remove(filepath.Join(root, "gone")), os.RemoveAll(filepath.Join(root, "went"))); err != nil {
+	err := errors.Join(os.Remove(filepath.Join(root, "gone")), os.RemoveAll(filepath.Join(root, "went")))
+	if err != nil {
 		t.Fatal(err)
 	}
 	now := probe(t, root)
 	apply(t, p, root, now)
 	same(t, "touched", touched(t, root, base, now, 0), "edited", "link", "stealthy")
 	same(t, "changed", p.Changed(), "edited", "gone", "link", "stealthy", "went/x")
+
+	stats := p.Stats()
+	for _, f := range walk(t, root) {
+		st, ok := stats[f.Path]
+		want := f.Kind != index.Dir && !slices.Contains(p.Changed(), f.Path)
+		if ok != want || ok && st != f.Stat {
+			t.Errorf("%s has the Stat %+v, %v, not %+v", f.Path, st, ok, f.Stat)
+		}
+	}
 
 	replace(t, root, "between", "other")
 	later := probe(t, root)
@@ -446,10 +466,14 @@ func TestApplyToWhatHasChangedSince(t *testing.T) {
 	same(t, "changed", p.Changed(), "between", "edited", "gone", "link", "stealthy", "went/x")
 
 	// What was edited must not look as old as before: the build would not see it.
+	replace(t, root, "mode", "since")
+	since := mtimeOf(t, root, "mode")
 	if err := p.Undo(root); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]int64{"between": later, "edited": later, "stealthy": later, "link": later, "kept": old, "mode": old} {
+	for path, want := range map[string]int64{
+		"between": later, "edited": later, "stealthy": later, "link": later, "kept": old, "mode": since,
+	} {
 		if got := mtimeOf(t, root, path); got != want {
 			t.Errorf("after Undo %s has the time %d, not %d", path, got, want)
 		}
@@ -547,7 +571,7 @@ func TestApplyFails(t *testing.T) {
 			if err := p.Undo(root); !errors.Is(err, fs.ErrPermission) {
 				t.Errorf("Undo gives %v", err)
 			}
-			if err := os.Chmod(closed, 0o700); err != nil { //nolint:gosec // a directory
+			if err := os.Chmod(closed, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			for _, f := range found {
@@ -567,7 +591,7 @@ func TestApplyFails(t *testing.T) {
 		for _, f := range []string{"writable", "closed"} {
 			replace(t, root, "others/"+f, "anew")
 		}
-		if err := os.Chmod(filepath.Join(root, "others/writable"), 0o666); err != nil { //nolint:gosec // writable is the point
+		if err := os.Chmod(filepath.Join(root, "others/writable"), 0o666); err != nil {
 			t.Fatal(err)
 		}
 		others := []string{"others/right", "others/same", "others/writable", "others/closed"}
@@ -575,7 +599,8 @@ func TestApplyFails(t *testing.T) {
 			now := probe(t, root)
 			p, _ := planFor(t, root, base, 0)
 			err := p.Apply(t.Context(), root, now)
-			if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), `"others/closed": neither the file's owner`) {
+			if !errors.Is(err, fs.ErrPermission) ||
+				!strings.Contains(err.Error(), `"others/closed": neither the file's owner`) {
 				t.Errorf("Apply gives %v", err)
 			}
 			// Without it the next one is in the way.
@@ -584,7 +609,8 @@ func TestApplyFails(t *testing.T) {
 			}
 			p, _ = planFor(t, root, base, 0)
 			err = p.Apply(t.Context(), root, now)
-			if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), `"others/same": not the file's owner`) {
+			if !errors.Is(err, fs.ErrPermission) ||
+				!strings.Contains(err.Error(), `"others/same": not the file's owner`) {
 				t.Errorf("Apply gives %v", err)
 			}
 			if err := os.Remove(filepath.Join(root, "others/same")); err != nil {

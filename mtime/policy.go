@@ -32,8 +32,8 @@ func ParseTimes(s string) (Times, error) {
 	return "", fmt.Errorf("%q is neither %q nor %q", s, Recorded, TwoHours)
 }
 
-// OnSkew says what to do when a recorded time is not in the past, because the clock of the machine that saved ran ahead.
-// A source that changes now would be older than what was built from it.
+// OnSkew says what to do when a recorded time is not in the past, because the clock of the machine that saved ran
+// ahead. A source that changes now would be older than what was built from it.
 type OnSkew string
 
 // The choices for OnSkew. The zero value is as Miss.
@@ -68,7 +68,8 @@ const (
 	// shifted is how old the newest file is after a shift: what the tool before this one did, and far from anything
 	// that this build can make.
 	shifted = 2 * time.Hour
-	// earliest is the least time that is set. GNU make takes 0 for "does not exist" and times before for the far future.
+	// earliest is the least time that is set. GNU make takes 0 for "does not exist", and what is before for the far
+	// future.
 	earliest = int64(time.Second)
 )
 
@@ -114,8 +115,9 @@ func At(recorded, shift int64) int64 {
 func Probe(dir string) (int64, error) {
 	// A byte is written and the file closed before it is looked at, because a network file system may stamp it only
 	// then.
-	name := filepath.Join(dir, fmt.Sprintf("%sprobe-%016x", index.WorkPrefix, rand.Uint64())) //nolint:gosec // no secret
-	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)                  //nolint:gosec // our own
+	random := rand.Uint64() // #nosec G404 -- no secret
+	name := filepath.Join(dir, fmt.Sprintf("%sprobe-%016x", index.WorkPrefix, random))
+	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return 0, fmt.Errorf("making a probe file: %w", err)
 	}

@@ -162,7 +162,7 @@ func TestProbe(t *testing.T) {
 		t.Errorf("a probe of nothing: %v", err)
 	}
 	closed := tree(t, "dir/")
-	if err := os.Chmod(filepath.Join(closed, "dir"), 0o555); err != nil { //nolint:gosec // read-only is the point
+	if err := os.Chmod(filepath.Join(closed, "dir"), 0o555); err != nil {
 		t.Fatal(err)
 	}
 	asNobody(t, closed, nil, func() {
