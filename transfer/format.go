@@ -15,7 +15,7 @@ import (
 	"nbc/transfer/store"
 )
 
-// FormatPath is the key of the object that says how a store is written. FORMAT.md beside package index specifies it.
+// FormatPath is the key of the object that says how a store is written. FORMAT.md beside package chunk specifies it.
 const FormatPath = "format"
 
 const (
