@@ -146,14 +146,24 @@ func edit(t *testing.T, dir string, from, to state) {
 			continue
 		}
 		name := filepath.Join(dir, path)
-		write(t, name, f)
-		if f.link {
-			// Most tools look through a link and see an old file. A person has to touch it, and so does nbc.
-			now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
-			if err := unix.UtimesNanoAt(unix.AT_FDCWD, name, now, 0); err != nil {
-				t.Fatal(err)
-			}
+		if !f.link {
+			write(t, name, f)
+			continue
 		}
+		// Most tools look through a link and see an old file; cargo has written down what the link led to, and sees that
+		// unchanged. A person has to touch both, and so does nbc.
+		touch(t, name)
+		write(t, name, f)
+		touch(t, name)
+	}
+}
+
+// touch gives the present to a file, or to what a link leads to.
+func touch(t *testing.T, name string) {
+	t.Helper()
+	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, name, now, 0); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -189,8 +199,8 @@ func setTime(path string, ns int64) error {
 }
 
 // shift moves the times of a tree as if it had been built at another time: by returns how far, given the newest one.
-// Sources of an old tree keep theirs, as those in Nix have always the same.
-func shift(t *testing.T, dir string, by func(newest int64) int64) {
+// Sources of an old tree keep theirs, as those in Nix have always the same. It returns the files that were moved.
+func shift(t *testing.T, dir string, by func(newest int64) int64) (moved []string) {
 	t.Helper()
 	type inode struct{ dev, ino uint64 }
 	times := map[string]int64{}
@@ -215,10 +225,15 @@ func shift(t *testing.T, dir string, by func(newest int64) int64) {
 		if err == nil {
 			err = setTime(path, times[path]+by(newest))
 		}
+		if info, err := os.Lstat(path); err == nil && !info.IsDir() {
+			rel, _ := filepath.Rel(dir, path)
+			moved = append(moved, rel)
+		}
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return moved
 }
 
 // key names a state.
