@@ -1,0 +1,256 @@
+package transfer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"nbc/transfer/store"
+)
+
+const (
+	// conditionsPath is where collectors note what the store's conditional writes were found to do.
+	conditionsPath = "gc/probe"
+	// probePrefix is where they try them out.
+	probePrefix = "gc/p/"
+
+	conditionsVersion = 1
+	// conditionsAge is how long a good note is believed. A store is replaced or configured anew once in a while; the
+	// forty small requests of a probe cost a fiftieth of a cent.
+	conditionsAge = 7 * 24 * time.Hour
+	// probeAge is when the object of a probe that was killed may be removed. Were it that of one that is still going on,
+	// that one would take the store for worse than it is.
+	probeAge = 24 * time.Hour
+	// contenders is how many write at once. A store that looks first and then writes lets several of 16 win.
+	contenders = 16
+)
+
+// Conditions says what a store's conditional writes were found to do.
+type Conditions struct {
+	Version int       `json:"version"`
+	Time    time.Time `json:"time"`
+	// Create is about a Put that asks for no object to be there, Swap about one that asks for a version.
+	Create Answer `json:"create"`
+	Swap   Answer `json:"swap"`
+	// Delete is about deleting on condition of a version. Collectors can do without it.
+	Delete Answer `json:"delete"`
+}
+
+// Answer is one of them.
+type Answer struct {
+	Works bool `json:"works"`
+	// Found says what was seen, for people.
+	Found string `json:"found"`
+}
+
+// works says whether collectors can rely on the store.
+func (c *Conditions) works() bool { return c.Create.Works && c.Swap.Works }
+
+// ProbeConditions tries out the conditional writes of the store, on objects of its own, which it removes again. The
+// error says that the store could not be asked; that it gave a wrong answer, or refused, is what Conditions tell.
+func (c *Cache) ProbeConditions(ctx context.Context) (Conditions, error) {
+	found := Conditions{Version: conditionsVersion, Time: c.now().UTC().Truncate(time.Second)}
+	key := probePrefix + randomName()
+	version, err := c.probeCreate(ctx, key, &found.Create)
+	if err == nil && found.Create.Works {
+		version, err = c.probeSwap(ctx, key, version, &found.Swap)
+	}
+	if err == nil && found.Swap.Works {
+		err = c.probeDelete(ctx, key, version, &found.Delete)
+	}
+	if err2 := c.Store.Delete(ctx, key); err == nil && err2 != nil {
+		err = fmt.Errorf("removing the object of a probe: %w", err2)
+	}
+	return found, err
+}
+
+// contend lets many put at once, and returns the version of the only one that won.
+func (c *Cache) contend(ctx context.Context, key string, condition store.Condition, a *Answer) (string, error) {
+	versions, errs := make([]string, contenders), make([]error, contenders)
+	var wg sync.WaitGroup
+	for i := range contenders {
+		wg.Go(func() {
+			versions[i], errs[i] = c.Store.Put(ctx, key, fmt.Appendf(nil, "%d %s", i, randomName()), condition)
+		})
+	}
+	wg.Wait()
+	won := -1
+	winners := 0
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			won = i
+			winners++
+		case errors.Is(err, store.ErrUnavailable), ctx.Err() != nil:
+			return "", fmt.Errorf("probing the store: %w", err)
+		case !errors.Is(err, store.ErrConflict):
+			a.Found = "refused: " + err.Error()
+			return "", nil
+		}
+	}
+	a.Found = fmt.Sprintf("%d of %d at once won", winners, contenders)
+	if winners != 1 {
+		return "", nil
+	}
+	o, err := c.Store.Get(ctx, key, store.Read{})
+	if err != nil {
+		return "", fmt.Errorf("probing the store: %w", err)
+	}
+	if o.Version != versions[won] {
+		a.Found += ", but another one was stored"
+		return "", nil
+	}
+	a.Works = true
+	return o.Version, nil
+}
+
+func (c *Cache) probeCreate(ctx context.Context, key string, a *Answer) (version string, err error) {
+	return c.contend(ctx, key, store.Condition{IfAbsent: true}, a)
+}
+
+func (c *Cache) probeSwap(ctx context.Context, key, version string, a *Answer) (string, error) {
+	stale := version
+	version, err := c.contend(ctx, key, store.Condition{IfVersion: version}, a)
+	if err != nil || !a.Works {
+		return "", err
+	}
+	a.Works = false
+	for _, try := range []struct {
+		key, version, what string
+		want               error
+	}{
+		{key, stale, "a stale version", store.ErrConflict},
+		{key + "x", stale, "a version of what is absent", store.ErrConflict},
+		{key, version, "the right version", nil},
+	} {
+		v, err := c.Store.Put(ctx, try.key, []byte(randomName()), store.Condition{IfVersion: try.version})
+		switch {
+		case errors.Is(err, store.ErrUnavailable), ctx.Err() != nil:
+			return "", fmt.Errorf("probing the store: %w", err)
+		case try.want == nil && err != nil:
+			a.Found += fmt.Sprintf(", %s refused: %v", try.what, err)
+			return "", nil
+		case try.want != nil && !errors.Is(err, try.want):
+			a.Found += fmt.Sprintf(", %s: %v", try.what, errOrAccepted(err))
+			if err == nil && try.key != key {
+				return "", c.Store.Delete(ctx, try.key)
+			}
+			return "", nil
+		}
+		if err == nil {
+			version = v
+		}
+	}
+	a.Works = true
+	a.Found += ", stale ones refused, the right one accepted"
+	return version, nil
+}
+
+func (c *Cache) probeDelete(ctx context.Context, key, version string, a *Answer) error {
+	d, ok := c.Store.(conditionalDeleter)
+	if !ok {
+		a.Found = deleteUnknown
+		return nil
+	}
+	err := d.DeleteIf(ctx, key, version+"0")
+	switch {
+	case errors.Is(err, store.ErrUnavailable), ctx.Err() != nil:
+		return fmt.Errorf("probing the store: %w", err)
+	case !errors.Is(err, store.ErrConflict):
+		a.Found = fmt.Sprintf("a wrong version: %v", errOrAccepted(err))
+		return nil
+	}
+	if err := d.DeleteIf(ctx, key, version); err != nil {
+		if errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil {
+			return fmt.Errorf("probing the store: %w", err)
+		}
+		a.Found = fmt.Sprintf("the right version refused: %v", err)
+		return nil
+	}
+	if _, err := c.Store.Get(ctx, key, store.Read{}); !errors.Is(err, store.ErrNotExist) {
+		if err != nil {
+			return fmt.Errorf("probing the store: %w", err)
+		}
+		a.Found = "the right version accepted, and nothing deleted"
+		return nil
+	}
+	a.Works, a.Found = true, "a wrong version refused, the right one accepted"
+	return nil
+}
+
+func errOrAccepted(err error) string {
+	if err == nil {
+		return "accepted"
+	}
+	return err.Error()
+}
+
+// deleteUnknown is what is found of deletes where the Store has no such method.
+const deleteUnknown = "not known for this kind of store"
+
+// networkStore is a store that may be on a file system that other machines write to, as package dir has it.
+type networkStore interface {
+	FileSystem() (name string, network bool, err error)
+}
+
+// checkConditions finds out whether the store is one that can be collected. What was found before is believed, if it
+// was good and is not old; what is found is noted.
+func (g *collection) checkConditions(ctx context.Context, plain store.Store) error {
+	if n, ok := plain.(networkStore); ok {
+		name, network, err := n.FileSystem()
+		if err != nil {
+			return err
+		}
+		if network && !g.o.OnlyCollector {
+			return fmt.Errorf("%w: it is on %s, where locks and what other machines see cannot be relied on", ErrUnsafe, name)
+		}
+	}
+	o, err := g.cache.Store.Get(ctx, conditionsPath, store.Read{Max: maxSmall})
+	if err != nil && !errors.Is(err, store.ErrNotExist) && !errors.Is(err, store.ErrTooLarge) {
+		return fmt.Errorf("reading %s: %w", conditionsPath, err)
+	}
+	c := &g.conditions
+	age := time.Duration(-1)
+	if err == nil && json.Unmarshal(o.Data, c) == nil && c.Version == conditionsVersion {
+		age = g.cache.now().Sub(c.Time)
+	}
+	probing := *g.cache
+	if d, ok := plain.(conditionalDeleter); ok {
+		g.deleter = d
+		probing.Store = deleting{g.cache.Store, d}
+	}
+	if age < 0 || age > conditionsAge || !c.works() || g.deleter != nil && c.Delete.Found == deleteUnknown {
+		g.cache.Progress.phase("trying out the store's conditional writes")
+		if *c, err = probing.ProbeConditions(ctx); err != nil {
+			return err
+		}
+		data, err := json.MarshalIndent(c, "", "  ")
+		if err != nil {
+			return err
+		}
+		if _, err := g.cache.Store.Put(ctx, conditionsPath, append(data, '\n'), store.Condition{}); err != nil {
+			return fmt.Errorf("putting %s: %w", conditionsPath, err)
+		}
+	}
+	if !c.Delete.Works {
+		g.deleter = nil
+	}
+	if c.works() {
+		return nil
+	}
+	found := fmt.Errorf("%w: creating an object: %s; replacing one: %s", ErrUnsafe, c.Create.Found, c.Swap.Found)
+	if !g.o.OnlyCollector || g.o.KeepWithin > 0 {
+		return found
+	}
+	g.warn("%v", found)
+	return nil
+}
+
+// deleting is a Store beside what it can do as a conditionalDeleter.
+type deleting struct {
+	store.Store
+	conditionalDeleter
+}

@@ -1,0 +1,181 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nbc/transfer/store"
+	"nbc/transfer/store/storetest"
+)
+
+// careless is a store whose conditions do not work, each in its way.
+type careless struct {
+	store.Store
+	put func(ctx context.Context, s store.Store, key string, data []byte, c store.Condition) (string, error)
+}
+
+func (s careless) Put(ctx context.Context, key string, data []byte, c store.Condition) (string, error) {
+	if c == (store.Condition{}) {
+		return s.Store.Put(ctx, key, data, c)
+	}
+	return s.put(ctx, s.Store, key, data, c)
+}
+
+func TestProbeFindsCarelessStores(t *testing.T) {
+	stores := map[string]struct {
+		put    func(ctx context.Context, s store.Store, key string, data []byte, c store.Condition) (string, error)
+		create bool
+	}{
+		"ignores": {func(ctx context.Context, s store.Store, key string, data []byte, _ store.Condition) (string, error) {
+			return s.Put(ctx, key, data, store.Condition{})
+		}, false},
+		"does not know them": {func(context.Context, store.Store, string, []byte, store.Condition) (string, error) {
+			return "", fmt.Errorf("not implemented: %w", errors.ErrUnsupported)
+		}, false},
+		"looks first and writes then": {func(
+			ctx context.Context, s store.Store, key string, data []byte, c store.Condition,
+		) (string, error) {
+			o, err := s.Get(ctx, key, store.Read{})
+			if c.IfAbsent && err == nil || c.IfVersion != "" && o.Version != c.IfVersion {
+				return "", store.ErrConflict
+			}
+			time.Sleep(10 * time.Millisecond)
+			return s.Put(ctx, key, data, store.Condition{})
+		}, false},
+		"refuses the right version too": {func(
+			ctx context.Context, s store.Store, key string, data []byte, c store.Condition,
+		) (string, error) {
+			if c.IfVersion != "" {
+				return "", store.ErrConflict
+			}
+			return s.Put(ctx, key, data, c)
+		}, true},
+		"takes any version": {func(
+			ctx context.Context, s store.Store, key string, data []byte, c store.Condition,
+		) (string, error) {
+			if c.IfVersion != "" {
+				c = store.Condition{}
+			}
+			return s.Put(ctx, key, data, c)
+		}, true},
+	}
+	for name, c := range stores {
+		t.Run(name, func(t *testing.T) {
+			s := newShelf(t)
+			s.cache.Store = careless{s.store, c.put}
+			found, err := s.cache.ProbeConditions(t.Context())
+			if err != nil || found.works() || found.Create.Works != c.create || found.Create.Found == "" {
+				t.Fatalf("%v, %+v", err, found)
+			}
+			if left := s.objects(probePrefix); len(left) > 0 {
+				t.Errorf("%d objects are left", len(left))
+			}
+
+			s.save("x", 1, "a.1")
+			s.chunk("b", 1)
+			_, err = s.cache.Collect(t.Context(), CollectOptions{})
+			if !errors.Is(err, ErrUnsafe) {
+				t.Errorf("%v", err)
+			}
+			s.wantChunks("a.1", "b.1")
+			if _, err = s.cache.Collect(t.Context(), CollectOptions{OnlyCollector: true, KeepWithin: 1}); !errors.Is(err, ErrUnsafe) {
+				t.Errorf("names were dropped: %v", err)
+			}
+			r := s.collect(CollectOptions{OnlyCollector: true})
+			if r.Deleted.Chunks != 1 || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], found.Create.Found[:6]) {
+				t.Errorf("%+v", r)
+			}
+			s.wantChunks("a.1")
+		})
+	}
+}
+
+func TestProbeFindsGoodStores(t *testing.T) {
+	s := newShelf(t)
+	found, err := s.cache.ProbeConditions(t.Context())
+	if err != nil || !found.works() || found.Delete.Works {
+		t.Fatalf("%v, %+v", err, found)
+	}
+	s.cache.Store = conditional{s.store}
+	if found, err = s.cache.ProbeConditions(t.Context()); err != nil || !found.works() || !found.Delete.Works {
+		t.Fatalf("%v, %+v", err, found)
+	}
+	if left := s.objects(probePrefix); len(left) > 0 {
+		t.Errorf("%d objects are left", len(left))
+	}
+}
+
+// A good answer is noted, and believed for a week; a bad one is not.
+func TestProbeIsNoted(t *testing.T) {
+	s := newShelf(t)
+	s.save("x", 1, "a.1")
+	probes := func() int64 {
+		var n atomic.Int64
+		c := *s.cache
+		c.Store = &storetest.Faulty{Store: s.store, Fault: func(c storetest.Call) storetest.Fault {
+			if strings.HasPrefix(c.Key, probePrefix) {
+				n.Add(1)
+			}
+			return storetest.Fault{}
+		}}
+		c.Requests = 1
+		if _, err := c.Collect(t.Context(), CollectOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		return n.Load()
+	}
+	if probes() == 0 || probes() != 0 {
+		t.Error("the first collection has to probe, and the second one not")
+	}
+	s.later = 8 * 24 * time.Hour
+	if probes() == 0 || probes() != 0 {
+		t.Error("after a week it has to probe again")
+	}
+	s.put(conditionsPath, []byte(`{"version":1,"create":{"works":false},"swap":{"works":false}}`))
+	if probes() == 0 || probes() != 0 {
+		t.Error("a bad answer is not to be believed")
+	}
+}
+
+func TestProbeDoesNotTakeAnOutageForAnAnswer(t *testing.T) {
+	s := newShelf(t)
+	for n := range 60 {
+		c := *s.cache
+		f := &storetest.Faulty{Store: s.store, Fault: storetest.FailAt(n, store.ErrUnavailable)}
+		c.Store = f
+		_, err := c.ProbeConditions(t.Context())
+		if f.Calls() <= n {
+			return
+		}
+		if !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("request %d failed: %v", n, err)
+		}
+	}
+	t.Error("no end")
+}
+
+// network is a store on another machine's disk.
+type network struct{ store.Store }
+
+func (network) FileSystem() (name string, network bool, err error) { return "nfs", true, nil }
+
+func TestCollectRefusesNetworkFileSystems(t *testing.T) {
+	s := newShelf(t)
+	s.save("x", 1, "a.1")
+	s.chunk("b", 1)
+	s.cache.Store = network{s.store}
+	before := len(s.objects(""))
+	if _, err := s.cache.Collect(t.Context(), CollectOptions{}); !errors.Is(err, ErrUnsafe) || !strings.Contains(err.Error(), "nfs") {
+		t.Errorf("%v", err)
+	}
+	if before != len(s.objects("")) {
+		t.Error("something has changed")
+	}
+	s.collect(CollectOptions{OnlyCollector: true})
+	s.wantChunks("a.1")
+}
