@@ -8,11 +8,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -21,7 +23,24 @@ var update = flag.Bool("update", false, "rewrite what the scripts expect")
 
 // TestMain makes this test binary the nbc of the scripts: they run it as a process of its own, by its name.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"nbc": main})
+	testscript.Main(m, map[string]func(){"nbc": main, "count-signals": countSignals})
+}
+
+// countSignals is a command that writes a line for each Ctrl-C and Ctrl-\ that it gets, until there is a file named end.
+func countSignals() {
+	ch := make(chan os.Signal, 100)
+	signal.Notify(ch, syscall.SIGINT, syscall.SIGQUIT)
+	fmt.Println("ready")
+	for {
+		select {
+		case <-ch:
+			fmt.Println("got")
+		case <-time.After(10 * time.Millisecond):
+			if _, err := os.Stat("end"); err == nil {
+				os.Exit(3)
+			}
+		}
+	}
 }
 
 // TestScript runs testdata/script, one file for each behaviour.

@@ -58,14 +58,26 @@ func (b build) command(args ...string) (cmd *exec.Cmd, stderr *bytes.Buffer) {
 	return cmd, stderr
 }
 
-// wait returns how cmd ended, which it must soon.
-func wait(t *testing.T, cmd *exec.Cmd) string {
+// start starts cmd. If it does not end soon, or the test does, all that it has started is killed.
+func start(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	session := -cmd.Process.Pid // it leads one
 	late := time.AfterFunc(20*time.Second, func() {
 		t.Error("it does not end")
-		_ = cmd.Process.Kill()
+		_ = syscall.Kill(session, syscall.SIGKILL)
 	})
-	defer late.Stop()
+	t.Cleanup(func() {
+		late.Stop()
+		_ = syscall.Kill(session, syscall.SIGKILL)
+	})
+}
+
+// wait returns how cmd ended.
+func wait(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
 	if err := cmd.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
 		t.Fatal(err)
 	}
@@ -80,9 +92,7 @@ func TestSignalOfCommand(t *testing.T) {
 	} {
 		t.Run(n.String(), func(t *testing.T) {
 			cmd, stderr := newBuild(t).command("run", "app", "--", "sh", "-c", "ulimit -c 0; kill -"+strconv.Itoa(int(n))+" $$")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			start(t, cmd)
 			if got, want := wait(t, cmd), strconv.Itoa(int(n))+"!"; got != want {
 				t.Errorf("it ended with %s, not %s", got, want)
 			}
@@ -125,12 +135,9 @@ func ready(t *testing.T, cmd *exec.Cmd) *bufio.Reader {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	start(t, cmd)
 	out := bufio.NewReader(stdout)
 	if line, err := out.ReadString('\n'); err != nil || line != "ready\n" {
-		_ = cmd.Process.Kill()
 		t.Fatalf("it wrote %q, %v", line, err)
 	}
 	return out
@@ -212,9 +219,7 @@ func TestInterruptedRestore(t *testing.T) {
 					args = []string{"run", "app", "--json-file", "../json", "--", "touch", "began"}
 				}
 				cmd, stderr := b.command(args...)
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
+				start(t, cmd)
 				h.waitHung(t)
 				if err := cmd.Process.Signal(n); err != nil {
 					t.Fatal(err)
@@ -255,9 +260,7 @@ func TestInterruptedSave(t *testing.T) {
 	h := newHanging(t, func() bool { _, err := os.Stat(done); return err == nil })
 	b.s3(h.URL)
 	cmd, stderr := b.command("run", "app", "--", "touch", done)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	start(t, cmd)
 	h.waitHung(t)
 	time.Sleep(2 * echo) // until then it would count as the one that ended the command
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
@@ -274,9 +277,7 @@ func TestDeadline(t *testing.T) {
 	h := newHanging(t, func() bool { return true })
 	b.s3(h.URL)
 	cmd, stderr := b.command("run", "app", "--timeout", "200ms", "--", "sleep", "0.5")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	start(t, cmd)
 	if got := wait(t, cmd); got != "0" {
 		t.Errorf("it ended with %s", got)
 	}
@@ -309,9 +310,8 @@ func TestEcho(t *testing.T) {
 // TestSignalBeforeCommand: one that comes while the command is being started is the command's.
 func TestSignalBeforeCommand(t *testing.T) {
 	cmd := exec.Command("sleep", "60")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	start(t, cmd)
 	s := new(signals)
 	s.handle(syscall.SIGTERM)
 	s.building(cmd.Process)

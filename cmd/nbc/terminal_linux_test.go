@@ -50,9 +50,7 @@ func startAt(t *testing.T, cmd *exec.Cmd, columns uint16) *terminal {
 	defer slave.Close() //nolint:errcheck // the command has it
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	start(t, cmd)
 	term := &terminal{File: master, done: make(chan struct{})}
 	go func() {
 		defer close(term.done)
@@ -115,8 +113,7 @@ func TestCtrlC(t *testing.T) {
 	for key, n := range map[string]string{"\x03": "INT", "\x1c": "QUIT"} {
 		t.Run(n, func(t *testing.T) {
 			b := newBuild(t)
-			cmd, _ := b.command("run", "app", "--", "sh", "-c",
-				`trap "echo got" `+n+`; echo ready; while [ ! -e end ]; do sleep 0.01; done; exit 3`)
+			cmd, _ := b.command("run", "app", "--", "count-signals")
 			term := startAt(t, cmd, 80)
 			term.waitFor(t, "ready")
 			if _, err := io.WriteString(term, key); err != nil {
@@ -196,9 +193,7 @@ func TestNoBar(t *testing.T) {
 	b := newBuild(t)
 	b.s3(h.URL)
 	cmd, stderr := b.command("restore", "app", "--timeout", "1500ms")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	start(t, cmd)
 	if got := wait(t, cmd); got != "18" || strings.ContainsAny(stderr.String(), "\r\x1b") {
 		t.Errorf("it ended with %s and wrote %q", got, stderr)
 	}
