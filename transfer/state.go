@@ -22,8 +22,8 @@ type state struct {
 }
 
 // DefaultState returns the file of the receipt of the tree root: in the user's state directory, under a name made from
-// the tree's absolute path. Where there is no such directory that can be written to and none can be made, as in a sandbox
-// without a home, it is in a directory of the user's own below the temporary directory.
+// the tree's absolute path. Where there is no such directory that can be written to and none can be made, as in
+// a sandbox without a home, it is in a directory of the user's own below the temporary directory.
 func DefaultState(root string) (string, error) {
 	abs, err := filepath.Abs(root)
 	if err != nil {
@@ -159,25 +159,49 @@ func (s *state) recover() (cleaned string, err error) {
 
 // removeTree removes dir and all below it, read-only directories too. That it is absent is not an error.
 func removeTree(dir string) error {
-	if err := os.RemoveAll(dir); err == nil {
-		return nil
+	err := os.RemoveAll(dir)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
 	}
 	// A user who is not root cannot remove from a directory without write permission.
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if d != nil && d.IsDir() {
-			if fi, e := d.Info(); e == nil && fi.Mode().Perm()&0o700 != 0o700 {
-				if e := os.Chmod(path, 0o700); e != nil { //nolint:gosec // a directory needs x
-					return e
-				}
-				if err != nil {
-					return nil // WalkDir could not read it before; RemoveAll can now
-				}
-			}
+	if err2 := os.Chmod(dir, 0o700); err2 != nil { //nolint:gosec // a directory needs x
+		return errors.Join(err, err2)
+	}
+	root, err2 := os.OpenRoot(dir)
+	if err2 != nil {
+		return errors.Join(err, err2)
+	}
+	err2 = errors.Join(openUp(root), root.Close())
+	if err3 := os.RemoveAll(dir); err3 != nil {
+		return errors.Join(err3, err2)
+	}
+	return nil
+}
+
+// openUp lets the owner write to all directories below dir.
+func openUp(dir *os.Root) error {
+	f, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	list, err := f.ReadDir(-1)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	for _, e := range list {
+		if !e.IsDir() {
+			continue
 		}
-		return nil
-	})
-	if err2 := os.RemoveAll(dir); err2 != nil {
-		return errors.Join(err2, err)
+		if err := dir.Chmod(e.Name(), 0o700); err != nil { //nolint:gosec // as above
+			return err
+		}
+		sub, err := dir.OpenRoot(e.Name())
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(openUp(sub), sub.Close()); err != nil {
+			return err
+		}
 	}
 	return nil
 }

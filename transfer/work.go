@@ -18,8 +18,8 @@ import (
 // tree meets the first one's, whatever receipt it uses, and so that one that was killed is found without a journal.
 const workName = index.WorkPrefix + "work"
 
-// probePrefix begins the names of the files that mtime.Probe makes.
-const probePrefix = index.WorkPrefix + "probe-"
+// clockPrefix begins the names of the files that mtime.Probe makes.
+const clockPrefix = index.WorkPrefix + "probe-"
 
 // workDir is a work directory. Its lock says that whoever made it is alive.
 type workDir struct {
@@ -124,7 +124,7 @@ func sweepProbes(dir string) error {
 		return err
 	}
 	for _, e := range list {
-		if strings.HasPrefix(e.Name(), probePrefix) {
+		if strings.HasPrefix(e.Name(), clockPrefix) {
 			if err := removeFile(filepath.Join(dir, e.Name())); err != nil {
 				return err
 			}
