@@ -13,6 +13,8 @@ type Changes struct {
 	New []index.Source
 	// Deleted were only in the earlier one.
 	Deleted []index.Source
+	// Links are those of Changed that were links in the earlier build, as they were then.
+	Links []index.Source
 }
 
 // Diff compares the sources of an earlier build with those of this one. Both are sorted by path.
@@ -32,6 +34,9 @@ func Diff(base, now []index.Source) Changes {
 			c.Unchanged = append(c.Unchanged, base[0])
 		default:
 			c.Changed = append(c.Changed, now[0])
+			if base[0].Kind == index.Link {
+				c.Links = append(c.Links, base[0])
+			}
 		}
 		base, now = base[1:], now[1:]
 	}

@@ -26,6 +26,7 @@ func TestDiff(t *testing.T) {
 		"other names":            {is(index.Dir, one), is(index.Dir, two), "changed"},
 		"retargeted":             {is(index.Link, one), is(index.Link, two), "changed"},
 		"file to link":           {is(index.File, one), is(index.Link, one), "changed"},
+		"link to file":           {is(index.Link, one), is(index.File, one), "changed"},
 		"directory to file":      {is(index.Dir, one), is(index.File, one), "changed"},
 		"unknown before":         {unknown(index.File), is(index.File, one), "changed"},
 		"unknown now":            {is(index.File, one), unknown(index.File), "changed"},
@@ -71,6 +72,10 @@ func TestDiff(t *testing.T) {
 			}
 		}
 		same(t, name, in, c.want)
+		links := c.base != nil && c.base.Kind == index.Link && c.want == "changed"
+		if links != (len(got.Links) == 1) || links && got.Links[0] != *c.base {
+			t.Errorf("%s: links that are others now: %+v", name, got.Links)
+		}
 		if newest := got.Newest(); newest != 5 && (c.want != "unchanged" || newest != 7) {
 			t.Errorf("%s: the newest time is %d", name, newest)
 		}

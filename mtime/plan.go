@@ -1,6 +1,7 @@
 package mtime
 
 import (
+	"crypto/md5" //nolint:gosec // see the package's documentation
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,7 +44,8 @@ type setting struct {
 //
 // What a new or retargeted link leads to gets the present as well: a tool that looks through the link sees another
 // file than before, and that may be an old one. For a link to a directory this is all that is below it, and for a link
-// to a link all on the way. What lies in a cache directory or outside the tree keeps its time.
+// to a link all on the way. What a link led to that is gone or retargeted gets it, too: rustc writes down where links
+// have led to, and cargo looks at nothing else. What lies in a cache directory or outside the tree keeps its time.
 //
 // An inode with several names gets the present if one of them does, else the newest of their recorded times.
 func NewPlan(root string, c Changes, found []index.Found, shift int64) *Plan {
@@ -62,6 +64,7 @@ func NewPlan(root string, c Changes, found []index.Found, shift int64) *Plan {
 		}
 	}
 	l.follow()
+	l.leave(slices.Concat(c.Links, c.Deleted))
 
 	type inode struct{ dev, ino uint64 }
 	inodes := make(map[inode]*setting)
@@ -148,27 +151,77 @@ func (l *links) follow() {
 		i := l.queue[len(l.queue)-1]
 		l.queue = l.queue[:len(l.queue)-1]
 		dir, _ := splitPath(l.found[i].Path)
-		end, ok := l.resolve(dir, l.found[i].Target)
-		if !ok {
-			continue
-		}
-		k, ok := l.find(end)
-		if !ok {
-			continue
-		}
-		l.mark(k)
-		if l.found[k].Kind != index.Dir {
-			continue
-		}
-		// All below it is one run, but for the tree itself.
-		prefix := end + "/"
-		if end == "." {
-			prefix = ""
-		}
-		for k, _ = l.find(prefix); k < len(l.found) && strings.HasPrefix(l.found[k].Path, prefix); k++ {
-			l.mark(k)
+		if end, ok := l.resolve(dir, l.found[i].Target); ok {
+			l.markAll(end)
 		}
 	}
+}
+
+// markAll marks a source, and all that is below it.
+func (l *links) markAll(path string) {
+	k, ok := l.find(path)
+	if !ok {
+		return
+	}
+	l.mark(k)
+	if l.found[k].Kind != index.Dir {
+		return
+	}
+	// All below it is one run, but for the tree itself.
+	prefix := path + "/"
+	if path == "." {
+		prefix = ""
+	}
+	for k, _ = l.find(prefix); k < len(l.found) && strings.HasPrefix(l.found[k].Path, prefix); k++ {
+		l.mark(k)
+	}
+}
+
+// maxGuesses bounds the search for what links have led to: a second of one core. A tree in which so many links have
+// changed at once is built anew.
+const maxGuesses = 2 << 20
+
+// leave marks what the links among was led to in the earlier build. An index has only the hash of a link's target, so
+// the sources are tried, in the spellings that are usual; a target that is none of them is not found, and is either no
+// longer there, which tools see, or outside of the tree.
+func (l *links) leave(was []index.Source) {
+	byDir := make(map[string]map[[index.SumSize]byte]bool)
+	for i := range was {
+		if s := &was[i]; s.Kind == index.Link && !s.Unknown {
+			dir, _ := splitPath(s.Path)
+			if byDir[dir] == nil {
+				byDir[dir] = make(map[[index.SumSize]byte]bool)
+			}
+			byDir[dir][s.Sum] = true
+		}
+	}
+	if len(byDir) == 0 {
+		return
+	}
+	if len(byDir)*len(l.found) > maxGuesses {
+		l.markAll(".")
+		return
+	}
+	_, _ = l.inside("/")
+	for dir, sums := range byDir {
+		for i := range l.found {
+			path := l.found[i].Path
+			rel, err := filepath.Rel("/"+dir, "/"+path)
+			if err != nil {
+				continue // both are clean and absolute
+			}
+			names := append(make([]string, 0, 8), rel, rel+"/", "./"+rel, "./"+rel+"/")
+			for _, top := range l.tops {
+				names = append(names, filepath.Join(top, path), filepath.Join(top, path)+"/")
+			}
+			for _, name := range names {
+				if sums[md5.Sum([]byte(name))] { //nolint:gosec // as the hashes of sources
+					l.markAll(path)
+				}
+			}
+		}
+	}
+	l.follow()
 }
 
 func (l *links) find(path string) (int, bool) {

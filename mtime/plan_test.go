@@ -172,7 +172,26 @@ func TestApply(t *testing.T) {
 		"a link retargeted to an old file": {
 			[]string{"src/a", "src/b", "link -> src/a"},
 			relink("link -> src/b"),
-			[]string{"link", "src/b"},
+			[]string{"link", "src/a", "src/b"},
+		},
+		"a link that became a file": {
+			[]string{"src/a", "src/b", "d/link -> ../src/a"},
+			func(t *testing.T, root string) {
+				if err := os.Remove(filepath.Join(root, "d/link")); err != nil {
+					t.Fatal(err)
+				}
+				grow(t, root, "d/link")
+			},
+			[]string{"d/link", "src/a"},
+		},
+		"a deleted link": {
+			[]string{"src/a", "src/b", "d/link -> ./../src/a", "d/e"},
+			func(t *testing.T, root string) {
+				if err := os.Remove(filepath.Join(root, "d/link")); err != nil {
+					t.Fatal(err)
+				}
+			},
+			[]string{"d", "src/a"},
 		},
 		"a new link to an old file": {
 			[]string{"src/a", "src/b"},
@@ -182,23 +201,23 @@ func TestApply(t *testing.T) {
 		"a link to another link": {
 			[]string{"a", "b", "one -> two", "two -> b", "link -> a"},
 			relink("link -> ./one"),
-			[]string{"b", "link", "one", "two"},
+			[]string{"a", "b", "link", "one", "two"},
 		},
 		"a link through a link to a directory": {
 			[]string{"a", "v1/x", "v1/y", "v2/x", "current -> v2", "link -> a"},
 			relink("link -> current//x"),
 			// The link on the way is touched, and what it leads to as well: a tool may look through either.
-			[]string{"current", "link", "v2", "v2/x"},
+			[]string{"a", "current", "link", "v2", "v2/x"},
 		},
 		"a link to another directory": {
 			[]string{"v1/x", "v2/x", "v2/sub/y", "v2-not/x", "current -> v1", "through -> current/x"},
 			relink("current -> v2"),
-			[]string{"current", "v2", "v2/sub", "v2/sub/y", "v2/x"},
+			[]string{"current", "v1", "v1/x", "v2", "v2/sub", "v2/sub/y", "v2/x"},
 		},
 		"a link in a directory that another leads to": {
 			[]string{"old/x", "new/x -> ../far/x", "far/x", "far/y", "current -> old"},
 			relink("current -> new/"),
-			[]string{"current", "far/x", "new", "new/x"},
+			[]string{"current", "far/x", "new", "new/x", "old", "old/x"},
 		},
 		"a directory that became a link": {
 			[]string{"include/x", "other/x"},
@@ -218,22 +237,22 @@ func TestApply(t *testing.T) {
 				}
 				grow(t, root, "include/x")
 			},
-			[]string{"include", "include/x"},
+			[]string{"include", "include/x", "other", "other/x"},
 		},
 		"a link to nothing": {
 			[]string{"a", "link -> a"},
 			relink("link -> none/../a"),
-			[]string{"link"},
+			[]string{"a", "link"},
 		},
 		"a link out of the tree, and back by a way nobody knows": {
 			[]string{"a", "link -> a", "up -> a"},
 			relink("link -> /nowhere/a", "up -> ../x/a"),
-			[]string{"link", "up"},
+			[]string{"a", "link", "up"},
 		},
 		"a loop": {
 			[]string{"a", "link -> a"},
 			relink("link -> loop", "loop -> link"),
-			[]string{".", "link", "loop"},
+			[]string{".", "a", "link", "loop"},
 		},
 		"a link to the tree": {
 			[]string{"a", "d/b", "link -> a"},
@@ -262,7 +281,7 @@ func TestApply(t *testing.T) {
 		"a file on a link's way": {
 			[]string{"a", "link -> a"},
 			relink("link -> a/b"),
-			[]string{"link"},
+			[]string{"a", "link"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -308,12 +327,36 @@ func TestApplyThroughAbsoluteLinks(t *testing.T) {
 	changes := Diff(base, hashTree(t, root, found))
 	now := probe(t, root)
 	apply(t, NewPlan(root, changes, found, 0), root, now)
-	same(t, "touched", touched(t, root, base, now, 0), "b", "d", "four", "one", "three", "two", "way")
+	same(t, "touched", touched(t, root, base, now, 0), "a", "b", "d", "four", "one", "three", "two", "way")
 
 	// Under its other name the tree knows both.
 	found = walk(t, root)
 	apply(t, NewPlan(other, changes, found, 0), root, now)
-	same(t, "touched", touched(t, root, base, now, 0), "b", "c", "d", "four", "one", "three", "two", "way")
+	same(t, "touched", touched(t, root, base, now, 0), "a", "b", "c", "d", "four", "one", "three", "two", "way")
+}
+
+// TestApplyToWhatLinksHaveLedTo is about links that led to a place by its absolute path, and about very many of them.
+func TestApplyToWhatLinksHaveLedTo(t *testing.T) {
+	root := tree(t, "a", "b", "c", "d/e")
+	grow(t, root, "one -> "+root+"/b", "two -> "+root+"/d/")
+	base := baseOf(t, root)
+	relink("one -> c", "two -> none")(t, root)
+	p, _ := planFor(t, root, base, 0)
+	now := probe(t, root)
+	apply(t, p, root, now)
+	same(t, "touched", touched(t, root, base, now, 0), "b", "c", "d", "d/e", "one", "two")
+
+	// Too many to be looked for: then all sources may be what they led to.
+	_, found := planFor(t, root, base, 0)
+	var many []index.Source
+	for i := range maxGuesses/len(found) + 1 {
+		many = append(many, index.Source{Path: fmt.Sprintf("gone/%07d/link", i), Kind: index.Link})
+	}
+	changes := Diff(base, hashTree(t, root, found))
+	changes.Deleted = many
+	now = probe(t, root)
+	apply(t, NewPlan(root, changes, found, 0), root, now)
+	same(t, "touched", touched(t, root, base, now, 0), ".", "a", "b", "c", "d", "d/e", "one", "two")
 }
 
 func TestApplyNeverFollowsLinks(t *testing.T) {
