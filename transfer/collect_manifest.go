@@ -397,7 +397,7 @@ func (g *collection) clean(ctx context.Context, st State) error {
 	err := g.cache.Store.List(ctx, "gc/", func(i store.Info) error {
 		epoch, kind, ok := parseManifestKey(i.Key)
 		if ok && epoch <= st.Epoch && !named[i.Key] && (kind != kindDead || epoch+1 < st.Epoch) ||
-			strings.HasPrefix(i.Key, probePrefix) && i.Modified.Before(since) {
+			strings.HasPrefix(i.Key, trialPrefix) && i.Modified.Before(since) {
 			old = append(old, i.Key)
 		}
 		return nil

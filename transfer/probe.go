@@ -14,8 +14,8 @@ import (
 const (
 	// conditionsPath is where collectors note what the store's conditional writes were found to do.
 	conditionsPath = "gc/probe"
-	// probePrefix is where they try them out.
-	probePrefix = "gc/p/"
+	// trialPrefix is where they try them out.
+	trialPrefix = "gc/p/"
 
 	conditionsVersion = 1
 	// conditionsAge is how long a good note is believed. A store is replaced or configured anew once in a while; the
@@ -53,7 +53,7 @@ func (c *Conditions) works() bool { return c.Create.Works && c.Swap.Works }
 // error says that the store could not be asked; that it gave a wrong answer, or refused, is what Conditions tell.
 func (c *Cache) ProbeConditions(ctx context.Context) (Conditions, error) {
 	found := Conditions{Version: conditionsVersion, Time: c.now().UTC().Truncate(time.Second)}
-	key := probePrefix + randomName()
+	key := trialPrefix + randomName()
 	version, err := c.probeCreate(ctx, key, &found.Create)
 	if err == nil && found.Create.Works {
 		version, err = c.probeSwap(ctx, key, version, &found.Swap)

@@ -72,7 +72,7 @@ func TestProbeFindsCarelessStores(t *testing.T) {
 			if err != nil || found.works() || found.Create.Works != c.create || found.Create.Found == "" {
 				t.Fatalf("%v, %+v", err, found)
 			}
-			if left := s.objects(probePrefix); len(left) > 0 {
+			if left := s.objects(trialPrefix); len(left) > 0 {
 				t.Errorf("%d objects are left", len(left))
 			}
 
@@ -105,7 +105,7 @@ func TestProbeFindsGoodStores(t *testing.T) {
 	if found, err = s.cache.ProbeConditions(t.Context()); err != nil || !found.works() || !found.Delete.Works {
 		t.Fatalf("%v, %+v", err, found)
 	}
-	if left := s.objects(probePrefix); len(left) > 0 {
+	if left := s.objects(trialPrefix); len(left) > 0 {
 		t.Errorf("%d objects are left", len(left))
 	}
 }
@@ -118,7 +118,7 @@ func TestProbeIsNoted(t *testing.T) {
 		var n atomic.Int64
 		c := *s.cache
 		c.Store = &storetest.Faulty{Store: s.store, Fault: func(c storetest.Call) storetest.Fault {
-			if strings.HasPrefix(c.Key, probePrefix) {
+			if strings.HasPrefix(c.Key, trialPrefix) {
 				n.Add(1)
 			}
 			return storetest.Fault{}
