@@ -42,8 +42,6 @@ func (c *console) line(text string) {
 	_, _ = io.WriteString(c.w, text)
 }
 
-func (c *console) printf(format string, args ...any) { c.line(fmt.Sprintf(format, args...)) }
-
 func (c *console) warn(text string) { c.line("warning: " + text) }
 
 // fail prints an error, and what to do about it.

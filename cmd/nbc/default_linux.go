@@ -16,7 +16,7 @@ func setDefault(n syscall.Signal) {
 	// All zero is the default action, whatever the order of fields is on this architecture.
 	var action [16]uintptr
 	_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(n),
-		uintptr(unsafe.Pointer(&action)), 0, signalSetSize, 0, 0) //nolint:gosec // the only way to say it
+		uintptr(unsafe.Pointer(&action)), 0, signalSetSize, 0, 0) // #nosec G103 -- there is no other way to say it
 }
 
 // signalSetSize is the size of the kernel's set of 64 signals in bytes.

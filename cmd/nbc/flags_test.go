@@ -133,7 +133,7 @@ func parse(t *testing.T, verb string, flags, environment []string) parsed {
 	for _, kv := range environment {
 		k, v, _ := strings.Cut(kv, "=")
 		t.Setenv(k, v)
-		defer os.Unsetenv(k) //nolint:errcheck // Setenv restores it in the end
+		defer os.Unsetenv(k) // Setenv restores it in the end
 	}
 	root.SetArgs(append([]string{verb}, flags...))
 	root.SetOut(new(bytes.Buffer))

@@ -189,7 +189,7 @@ func (a *app) tell(not string, err error, summary string) {
 
 // runBuild runs the command to its end. An error says that it could not be started.
 func runBuild(argv []string, sig *signals) (syscall.WaitStatus, error) {
-	cmd := exec.Command(argv[0], argv[1:]...) //nolint:gosec // running what the user says is what the verb is for
+	cmd := exec.Command(argv[0], argv[1:]...) // #nosec G204 -- what the user says is what is run
 	// Whether a PATH with "." in it is a good idea is not for nbc to say.
 	if errors.Is(cmd.Err, exec.ErrDot) {
 		cmd.Err = nil
@@ -245,5 +245,5 @@ func (a *app) writeJSON(out runJSON) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(a.options.jsonFile, append(data, '\n'), 0o666) //nolint:gosec // the umask decides
+	return os.WriteFile(a.options.jsonFile, append(data, '\n'), 0o666) // the umask decides
 }

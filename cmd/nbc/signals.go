@@ -124,7 +124,7 @@ func fromTerminal(n syscall.Signal) bool {
 	if err != nil {
 		return false // there is none, so somebody sent it to this process
 	}
-	defer tty.Close() //nolint:errcheck // nothing was written
+	defer tty.Close() // nothing was written
 	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
 	return err == nil && group == unix.Getpgrp()
 }

@@ -47,7 +47,7 @@ func startAt(t *testing.T, cmd *exec.Cmd, columns uint16) *terminal {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer slave.Close() //nolint:errcheck // the command has it
+	defer slave.Close() // the command has it
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	start(t, cmd)
