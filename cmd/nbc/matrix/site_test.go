@@ -132,9 +132,7 @@ func (s *site) measure(t *testing.T, do func() string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	units := s.tool.units(string(log), printed)
-	slices.Sort(units)
-	return units
+	return s.tool.units(string(log), printed)
 }
 
 // print runs the program that was built in dir.

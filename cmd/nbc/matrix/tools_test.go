@@ -149,7 +149,7 @@ var tools = []*tool{
 	},
 	{
 		name: "dune", needs: []string{"dune"}, project: []string{"ocaml"}, dirs: []string{"_build"}, equality: true,
-		build: `code=0; DUNE_CACHE=disabled dune build -j1 ./src/main.exe || code=$?; cat _build/log; exit $code`, output: `_build/default/src/main.exe`,
+		build: `code=0; DUNE_CACHE=disabled dune build -j1 ./src/main.exe || code=$?; cat _build/log; test $code = 0`, output: `_build/default/src/main.exe`,
 		units: duneUnits, counts: "the commands in `_build/log`",
 		decides: "hashes, which are kept for files that have the same time and size as before",
 	},
