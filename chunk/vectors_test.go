@@ -9,6 +9,8 @@ import (
 	"reflect"
 	"strconv"
 	"testing"
+
+	"github.com/restic/chunker"
 )
 
 var update = flag.Bool("update", false, "fill in the published vectors that have no result yet")
@@ -127,6 +129,9 @@ func TestSplitVectors(t *testing.T) {
 
 // TestDefaultParams: the first vectors are of the parameters that new stores get.
 func TestDefaultParams(t *testing.T) {
+	if pol := chunker.Pol(defaultPolynomial); pol.Deg() != 53 || !pol.Irreducible() {
+		t.Error("the polynomial is not what Validate takes it for")
+	}
 	if p := DefaultParams(); p != (Params{Polynomial: 0x37a260098117ad, Min: 98304, Max: 655360, Bits: 16}) {
 		t.Errorf("%+v are not those of FORMAT.md", p)
 	}
