@@ -132,7 +132,7 @@ const fromVariable = "nbc-variable"
 func fromEnvironment(cmd *cobra.Command) error {
 	var errs []error
 	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
-		if f.Changed || !hasVariable(f) || cmd.Annotations[noVariables] != "" {
+		if f.Changed || !hasVariable(f) {
 			return
 		}
 		text := os.Getenv(variable(f.Name))
@@ -156,9 +156,6 @@ func fromEnvironment(cmd *cobra.Command) error {
 	})
 	return errors.Join(errs...)
 }
-
-// noVariables is the annotation of commands whose flags are the command library's own.
-const noVariables = "nbc-no-variables"
 
 // origin names a flag as the user gave it, for messages.
 func origin(cmd *cobra.Command, flag string) string {
@@ -392,6 +389,7 @@ func (o *options) needDirs() error {
 func finish(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().SortFlags = false
 	cmd.DisableFlagsInUseLine = true
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd) }
 	cmd.SetUsageTemplate(strings.ReplaceAll(cmd.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	nameVariables(cmd)
 	completions(cmd)

@@ -23,7 +23,14 @@ var update = flag.Bool("update", false, "rewrite what the scripts expect")
 
 // TestMain makes this test binary the nbc of the scripts: they run it as a process of its own, by its name.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"nbc": main, "count-signals": countSignals})
+	testscript.Main(m, map[string]func(){"nbc": main, "count-signals": countSignals, "dawdle": dawdle})
+}
+
+// dawdle is a command that does nothing until a signal ends it. A shell would lose one that comes just before it starts
+// another command.
+func dawdle() {
+	fmt.Println("ready")
+	time.Sleep(time.Hour)
 }
 
 // countSignals is a command that writes a line for each Ctrl-C and Ctrl-\ that it gets, until there is a file named end.

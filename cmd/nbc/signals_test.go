@@ -67,6 +67,8 @@ func start(t *testing.T, cmd *exec.Cmd) {
 	session := -cmd.Process.Pid // it leads one
 	late := time.AfterFunc(20*time.Second, func() {
 		t.Error("it does not end")
+		_ = cmd.Process.Signal(syscall.SIGABRT) // shows what all goroutines do
+		time.Sleep(time.Second)
 		_ = syscall.Kill(session, syscall.SIGKILL)
 	})
 	t.Cleanup(func() {

@@ -141,7 +141,7 @@ func TestCtrlC(t *testing.T) {
 // TestCtrlCEndsCommand: the command dies of Ctrl-C, nbc saves, and then ends as the command did.
 func TestCtrlCEndsCommand(t *testing.T) {
 	b := newBuild(t)
-	cmd, _ := b.command("run", "app", "--", "sh", "-c", `echo ready; sleep 60`)
+	cmd, _ := b.command("run", "app", "--", "dawdle")
 	term := startAt(t, cmd, 80)
 	term.waitFor(t, "ready")
 	if _, err := io.WriteString(term, "\x03"); err != nil {
