@@ -69,6 +69,20 @@ func readProject(t *testing.T, archives []string) *project {
 	return p
 }
 
+// readFiles reads an archive that is not a project.
+func readFiles(t *testing.T, archive string) state {
+	t.Helper()
+	a, err := txtar.ParseFile(filepath.Join("testdata", archive+".txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := state{}
+	for _, f := range a.Files {
+		s[f.Name] = file{text: string(f.Data)}
+	}
+	return s
+}
+
 // has reports whether the project knows an edit.
 func (p *project) has(edit string) bool {
 	if edit == "swap" {

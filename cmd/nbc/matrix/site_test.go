@@ -84,6 +84,9 @@ func newSite(t *testing.T, x *tool, programs map[string]string) *site {
 	for name, path := range programs {
 		s.env = append(s.env, strings.ToUpper(name)+"="+path)
 	}
+	if x.files != "" {
+		lay(t, filepath.Join(root, "tool"), readFiles(t, x.files), false)
+	}
 	if x.prepare != "" {
 		if out, code := s.sh(t, filepath.Join(root, "tool"), x.prepare); code != 0 {
 			t.Fatalf("preparing: exit code %d\n%s", code, out)

@@ -4,6 +4,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -14,8 +16,8 @@ type tool struct {
 	needs   []string
 	project []string // archives in testdata
 	dirs    []string // cache directories
-	// prepare is run once in a directory of its own, which the scripts know as $TOOL.
-	prepare string
+	// files is an archive in testdata. It is laid, and prepare is run, once in a directory that scripts know as $TOOL.
+	files, prepare string
 	// configure and build are scripts, run in the tree; the second pass over the times is between them. Without a
 	// configure, nbc run does it all.
 	configure, build string
@@ -154,6 +156,13 @@ var tools = []*tool{
 		decides: "hashes, which are kept for files that have the same time and size as before",
 	},
 	{
+		name: "Elm", needs: []string{"elm", "node"}, project: []string{"elm"}, dirs: []string{"elm-stuff"}, equality: true,
+		files: "elm-home", prepare: elmRegistry, build: elmBuild,
+		output: `"$NODE" -e 'require("./elm-stuff/main.js").Elm.Main.init()'`,
+		units:  elmUnits, counts: "modules, which it counts itself",
+		decides: "a module, or `elm.json`, has another time than it had, to the picosecond",
+	},
+	{
 		name: "tsc -p", needs: []string{"tsc", "node"}, project: []string{"ts", "tsc-p"}, dirs: []string{"dist"},
 		build: `"$TSC" -p . --incremental --listEmittedFiles`, output: `"$NODE" dist/src/main.js`,
 		units: tscUnits, counts: "scripts that it writes", decides: "hashes",
@@ -166,6 +175,18 @@ var tools = []*tool{
 	},
 }
 
+// elmRegistry writes the list of packages that Elm would ask its host for, as Elm keeps it: the number of versions, that
+// of packages, and for each package the names with their lengths, a version, and how many older ones there are.
+const elmRegistry = `o='\0\0\0\0\0\0\0'; printf "$o"'\2'"$o"'\2\3elm\4core\1\0\5'"$o"'\0\3elm\4json\1\1\3'"$o"'\0' \
+	> 0.19.1/packages/registry.dat`
+
+// elmBuild builds once more after a cold build. In that, Elm's background writers may put the records of the modules and
+// those of the packages into one file in the wrong order, and the next build is cold again, whoever runs it.
+const elmBuild = `cold=; [ -d elm-stuff ] || cold=yes
+elm() { ELM_HOME="$TOOL" "$ELM" make src/Main.elm --output=elm-stuff/main.js; }
+elm
+[ -z "$cold" ] || elm > "$TOOL/second" 2>&1`
+
 const cargoBuild = `RUSTC_WRAPPER="$BIN/rustc-wrapper" cargo build --offline -j1`
 
 var (
@@ -175,6 +196,7 @@ var (
 	rustcCrate = regexp.MustCompile(`--crate-name (\S+)`)
 	duneRun    = regexp.MustCompile(`(?m)^\$ \(cd _build.*`)
 	duneTarget = regexp.MustCompile(`(?:-o|-c -impl) (\S+)`)
+	elmCount   = regexp.MustCompile(`Compiled (\d+) module`)
 	tscFile    = regexp.MustCompile(`(?m)^TSFILE: .*/(\S+\.js)$`)
 )
 
@@ -245,6 +267,19 @@ func duneUnits(_, printed string) []string {
 		units = append(units, unit)
 	}
 	return units
+}
+
+// elmUnits takes the number that Elm prints. A build that fails prints none.
+func elmUnits(_, printed string) []string {
+	m := elmCount.FindStringSubmatch(printed)
+	if m == nil {
+		return nil
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return slices.Repeat([]string{"module"}, n)
 }
 
 func tscUnits(_, printed string) []string {
