@@ -63,7 +63,7 @@ func parseStore(text string) (location, error) {
 		}
 		return location{dir: u.Path}, nil
 	case "s3":
-		return location{s3: text}, nil
+		return location{s3: text}, s3.CheckURL(text)
 	case "":
 		return location{}, &hinted{fmt.Errorf("%q is not a URL", text), "a directory begins with / or ./"}
 	}

@@ -33,6 +33,12 @@ var bucketName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}$`)
 // maxPrefix in bytes leaves room for every key within the 1024 that S3 allows.
 const maxPrefix = 1024 - store.MaxKey
 
+// CheckURL says what is wrong with a store's URL, without looking at anything else.
+func CheckURL(rawURL string) error {
+	_, err := parse(rawURL)
+	return err
+}
+
 // parse does not repeat the URL in its errors, which may hold what somebody took for the place of a secret.
 func parse(rawURL string) (l location, err error) {
 	u, err := url.Parse(rawURL)
