@@ -1,0 +1,497 @@
+package remote
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nbc/transfer/store"
+)
+
+// Handler is the daemon's side of the socket. Store and Rules are to be set; the zero values of the others are useful.
+// No field may be changed after the first call.
+type Handler struct {
+	// Store is what is served: the far store, or package cached's before it.
+	Store store.Store
+	// Rules say who may do what; without any, nobody may do anything.
+	Rules Rules
+	// Limits bound what clients can make it do.
+	Limits Limits
+	// Log gets what was saved, refused and failed; nil discards it.
+	Log *slog.Logger
+	// Metrics, of this Handler alone, are added to; nil if nobody wants them.
+	Metrics *Metrics
+
+	once     sync.Once
+	limits   Limits
+	metrics  *Metrics
+	shared   *shared
+	clients  *clients
+	checks   *checks
+	requests sync.WaitGroup
+	draining atomic.Bool
+	health   health
+	// view returns what a peer sees of the store; tests look at the protocol without rules.
+	view func(Peer) store.Store
+}
+
+func (h *Handler) start() {
+	h.once.Do(func() {
+		h.limits = h.Limits.withDefaults()
+		h.metrics = h.Metrics
+		if h.metrics == nil {
+			h.metrics, _ = NewMetrics(prometheus.NewRegistry()) // a registry of its own refuses nothing
+		}
+		h.shared = newShared(h.Store, h.limits.FarRequests, h.metrics)
+		h.clients = newClients(h.limits, h.metrics)
+		h.checks = newChecks()
+		if h.view == nil {
+			h.view = func(p Peer) store.Store { return guard{store: h.shared, rules: h.Rules, peer: p, checks: h.checks} }
+		}
+	})
+}
+
+func (h *Handler) log() *slog.Logger {
+	if h.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return h.Log
+}
+
+// ServeHTTP implements [http.Handler]. Requests that do not come by way of Serve have no known peer.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.start()
+	h.requests.Add(1)
+	defer h.requests.Done()
+	x := &exchange{
+		h: h, w: w, r: r, control: http.NewResponseController(w), client: h.clients.anyone, begun: time.Now(),
+	}
+	x.conn, _ = r.Context().Value(peerKey{}).(*conn)
+	if x.conn != nil {
+		x.peer, x.client = x.conn.peer, x.conn.client
+	}
+	w.Header().Set(versionHeader, protocolVersion)
+	err := x.serve()
+	if err != nil && !x.replied {
+		x.fail(err)
+	}
+	if err == nil {
+		x.tell(x.told)
+	} else {
+		x.tell(err)
+	}
+	if err != nil && x.replied {
+		panic(http.ErrAbortHandler) // the peer must not take what it has for all of it
+	}
+}
+
+// exchange is one request and its reply.
+type exchange struct {
+	h       *Handler
+	w       http.ResponseWriter
+	r       *http.Request
+	control *http.ResponseController
+	conn    *conn // nil if it did not come by way of Serve
+	peer    Peer
+	client  *client
+	begun   time.Time
+
+	kind    string // for the metrics: chunks, get, put, list, other
+	key     string // or a prefix
+	in, out int64  // bytes of objects
+	objects int    // of a request for chunks
+	replied bool   // the reply has begun
+	told    error  // what a reply that is whole says
+}
+
+// serve does what is asked for. If it returns an error, the reply may not have begun.
+func (x *exchange) serve() error {
+	x.kind = "other"
+	// No key needs an escape, so that a path has one spelling.
+	path, query, _ := strings.Cut(x.r.RequestURI, "?")
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return invalid("query %.100q", query)
+	}
+	if key, ok := strings.CutPrefix(path, objectPath); ok {
+		x.key = key
+		if err := store.CheckKey(key); err != nil {
+			return err
+		}
+		switch x.r.Method {
+		case http.MethodGet:
+			x.kind = "get"
+			return x.admitted(func() error { return x.get(values) })
+		case http.MethodPut:
+			x.kind = "put"
+			return x.admitted(func() error { return x.put(values) })
+		}
+		return x.noMethod("GET, PUT")
+	}
+	switch path {
+	case chunksPath:
+		if x.r.Method != http.MethodPost {
+			return x.noMethod("POST")
+		}
+		x.kind = "chunks"
+		return x.admitted(func() error { return x.chunks(values) })
+	case listPath:
+		if x.r.Method != http.MethodGet {
+			return x.noMethod("GET")
+		}
+		x.kind = "list"
+		return x.admitted(func() error { return x.list(values) })
+	}
+	return &problem{Kind: "invalid", Text: fmt.Sprintf("nothing is at %.100q", path), Advice: hintVersion}
+}
+
+const hintVersion = "use the same version of nbc for the daemon and the builds"
+
+func (x *exchange) noMethod(allowed string) error {
+	x.w.Header().Set("Allow", allowed)
+	if x.r.Method == http.MethodDelete {
+		p := *newProblem(errNoDelete)
+		p.Kind = methodKind
+		return &p
+	}
+	return &problem{Kind: methodKind, Text: fmt.Sprintf("method %.20q is not for this", x.r.Method)}
+}
+
+// admitted serves when the limits on requests allow it.
+func (x *exchange) admitted(serve func() error) error {
+	var end func()
+	err := x.during(func(ctx context.Context) (err error) {
+		end, err = x.h.clients.begin(ctx, x.client)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer end()
+	return serve()
+}
+
+// during does some work, and tells the peer meanwhile, by replies of status 102, that it is not forgotten. It returns
+// when the work has ended. The request's body must not be read meanwhile, and the reply not have begun.
+func (x *exchange) during(work func(context.Context) error) error {
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				x.h.log().Error("panic", "error", p, "stack", string(debug.Stack()))
+				done <- fmt.Errorf("the nbc daemon failed: %v", p)
+			}
+		}()
+		done <- work(x.r.Context())
+	}()
+	beats := time.NewTicker(beat)
+	defer beats.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-beats.C:
+			x.mayWrite(0)
+			x.w.WriteHeader(http.StatusProcessing)
+		}
+	}
+}
+
+// mayWrite gives the peer the time that it may take to read n more bytes, and mayRead what it may take to send them.
+// That it cannot be limited is the case in tests only.
+func (x *exchange) mayWrite(n int64) {
+	_ = x.control.SetWriteDeadline(time.Now().Add(x.h.limits.patience(n)))
+}
+
+func (x *exchange) mayRead(n int64) {
+	_ = x.control.SetReadDeadline(time.Now().Add(x.h.limits.patience(n)))
+}
+
+// read reads the body of the request, n bytes.
+func (x *exchange) read(n int64) ([]byte, error) {
+	x.mayRead(n)
+	x.mayWrite(0) // the peer may have to be told to go on
+	data := make([]byte, n)
+	if _, err := io.ReadFull(x.r.Body, data); err != nil {
+		return nil, invalid("reading the request: %v", err)
+	}
+	// While the reply is made nothing is to be read, except that the peer may leave.
+	_ = x.control.SetReadDeadline(time.Time{})
+	return data, nil
+}
+
+// length returns the length of the request's body, which must be known and at most limit.
+func (x *exchange) length(limit int64) (int64, error) {
+	switch n := x.r.ContentLength; {
+	case n < 0:
+		return 0, invalid("a request without the length of its body")
+	case n > limit:
+		return 0, &problem{Kind: "too-large", Text: fmt.Sprintf("%s: %v: %d bytes, the nbc daemon takes %d", x.r.RequestURI,
+			store.ErrTooLarge, n, limit)}
+	default:
+		return n, nil
+	}
+}
+
+// fail replies with an error.
+func (x *exchange) fail(err error) {
+	p := newProblem(err)
+	data, err := json.Marshal(p)
+	if err != nil {
+		data = []byte("{}")
+	}
+	x.mayWrite(int64(len(data)))
+	header := x.w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Content-Length", strconv.Itoa(len(data)))
+	x.w.WriteHeader(p.status())
+	_, _ = x.w.Write(data) // the peer may have left
+}
+
+// tell counts and logs what became of the request.
+func (x *exchange) tell(err error) {
+	m := x.h.metrics
+	result := "ok"
+	level := slog.LevelDebug
+	if err != nil {
+		result = newProblem(err).Kind
+		level = slog.LevelWarn
+		switch {
+		case x.r.Context().Err() != nil:
+			result, level = "left", slog.LevelDebug // who left needs no answer
+		case result == "absent":
+			level = slog.LevelDebug
+		case result == "refused", result == "invalid", result == methodKind:
+			m.refused.WithLabelValues(x.kind).Inc()
+		}
+	} else if isIndex(x.key) {
+		level = slog.LevelInfo
+	}
+	m.requests.WithLabelValues(x.kind, result).Inc()
+	m.bytes.WithLabelValues("in").Add(float64(x.in))
+	m.bytes.WithLabelValues("out").Add(float64(x.out))
+	log := x.h.log()
+	if !log.Enabled(x.r.Context(), level) {
+		return
+	}
+	attrs := []any{"result", result, "took", time.Since(x.begun).Round(time.Microsecond)}
+	if x.key != "" {
+		attrs = append(attrs, "key", x.key)
+	}
+	if x.objects > 0 {
+		attrs = append(attrs, "chunks", x.objects)
+	}
+	if n := x.in + x.out; n > 0 {
+		attrs = append(attrs, "bytes", n)
+	}
+	if x.conn != nil {
+		attrs = append(attrs, x.conn.attrs()...)
+	}
+	if err != nil {
+		attrs = append(attrs, "error", err.Error())
+	}
+	log.Log(x.r.Context(), level, x.kind, attrs...)
+}
+
+// get replies with an object or a part of it.
+func (x *exchange) get(values url.Values) error {
+	r, err := parseRead(values)
+	if err != nil {
+		return err
+	}
+	r.Max = min(r.Limit(), x.h.limits.Object)
+	// Nearly all objects are small; only for one that is not, room is taken for as much as it may have.
+	o, room, err := x.getWithin(r, min(r.Max, smallObject))
+	if errors.Is(err, store.ErrTooLarge) && r.Max > smallObject {
+		o, room, err = x.getWithin(r, r.Max)
+	}
+	if err != nil {
+		return err
+	}
+	defer room.free()
+	room.shrink(int64(len(o.Data)))
+	if !quotable(o.Version) {
+		return fmt.Errorf("getting %s: its version %q is none that can be passed on", x.key, o.Version)
+	}
+	header := x.w.Header()
+	header.Set("Content-Type", "application/octet-stream")
+	header.Set("Content-Length", strconv.Itoa(len(o.Data)))
+	header.Set("ETag", `"`+o.Version+`"`)
+	header.Set(sizeHeader, strconv.FormatInt(o.Size, 10))
+	if o.Near {
+		header.Set(nearHeader, "true")
+	}
+	x.replied = true
+	x.mayWrite(0)
+	x.w.WriteHeader(http.StatusOK)
+	return x.write(o.Data)
+}
+
+// smallObject is more than the index of a tree of 12,600 files has, which is near 0.9 MB.
+const smallObject = 2 << 20
+
+// getWithin gets an object that has at most limit bytes, and takes room for it.
+func (x *exchange) getWithin(r store.Read, limit int64) (o store.Object, space *room, err error) {
+	r.Max = limit
+	err = x.during(func(ctx context.Context) (err error) {
+		if space, err = x.h.clients.take(ctx, x.client, limit); err != nil {
+			return err
+		}
+		o, err = x.h.view(x.peer).Get(ctx, x.key, r)
+		return err
+	})
+	if err != nil && space != nil {
+		space.free()
+	}
+	return o, space, err
+}
+
+// write writes a part of the reply, so that a peer that has stopped to read is found out soon.
+func (x *exchange) write(data []byte) error {
+	const piece = 1 << 20
+	for len(data) > 0 {
+		p := data[:min(piece, len(data))]
+		x.mayWrite(int64(len(p)))
+		if _, err := x.w.Write(p); err != nil {
+			return fmt.Errorf("writing the reply: %w", err)
+		}
+		x.out += int64(len(p))
+		data = data[len(p):]
+	}
+	return nil
+}
+
+// parseRead reads which part of an object is asked for. What it does not know is an error: left out, the reply could
+// be taken for another one.
+func parseRead(values url.Values) (store.Read, error) {
+	var r store.Read
+	for name, list := range values {
+		if len(list) != 1 {
+			return r, invalid("parameter %.20q is there %d times", name, len(list))
+		}
+		var err error
+		switch text := list[0]; name {
+		case "offset":
+			r.Offset, err = parseNumber(text)
+		case "length":
+			r.Length, err = parseNumber(text)
+		case "max":
+			r.Max, err = parseNumber(text)
+		case "fresh":
+			r.Fresh, err = strconv.ParseBool(text)
+		default:
+			err = errors.New("is not known")
+		}
+		if err != nil {
+			return r, invalid("parameter %.20q: %v", name, err)
+		}
+	}
+	return r, nil
+}
+
+func parseNumber(text string) (int64, error) {
+	n, err := strconv.ParseUint(text, 10, 63)
+	return int64(n), err
+}
+
+// put keeps an object.
+func (x *exchange) put(values url.Values) error {
+	if len(values) > 0 {
+		return invalid("a PUT has no parameters")
+	}
+	c, err := x.condition()
+	if err != nil {
+		return err
+	}
+	view := x.h.view(x.peer)
+	if g, ok := view.(guard); ok {
+		// Before the body is read: a client that expects so does not send it.
+		if err := g.mayPut(x.key); err != nil {
+			return err
+		}
+	}
+	limit := int64(maxSmall)
+	switch {
+	case isIndex(x.key):
+		limit = x.h.limits.Object
+	case isChunk(x.key):
+		limit = maxChunk
+	}
+	n, err := x.length(limit)
+	if err != nil {
+		return err
+	}
+	var space *room
+	if err := x.during(func(ctx context.Context) (err error) {
+		space, err = x.h.clients.take(ctx, x.client, n)
+		return err
+	}); err != nil {
+		return err
+	}
+	defer space.free()
+	data, err := x.read(n)
+	if err != nil {
+		return err
+	}
+	x.in = n
+	var version string
+	if err := x.during(func(ctx context.Context) (err error) {
+		version, err = view.Put(ctx, x.key, data, c)
+		return err
+	}); err != nil {
+		return err
+	}
+	if !quotable(version) {
+		return fmt.Errorf("putting %s: its version %q is none that can be passed on", x.key, version)
+	}
+	x.replied = true
+	x.mayWrite(0)
+	x.w.Header().Set("ETag", `"`+version+`"`)
+	x.w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// condition reads the condition of a PUT.
+func (x *exchange) condition() (store.Condition, error) {
+	var c store.Condition
+	for name, list := range x.r.Header {
+		switch {
+		case name != "If-Match" && name != "If-None-Match" && name != "If-Modified-Since" && name != "If-Unmodified-Since":
+			continue
+		case len(list) != 1:
+			return c, invalid("header %s is there %d times", name, len(list))
+		case name == "If-None-Match" && list[0] == "*":
+			c.IfAbsent = true
+			continue
+		case name == "If-Match":
+			v, ok := unquote(list[0])
+			if ok {
+				c.IfVersion = v
+				continue
+			}
+		}
+		return c, invalid("header %s: %.100q is not known", name, list[0])
+	}
+	return c, c.Check()
+}
+
+// unquote returns the version in an ETag.
+func unquote(tag string) (string, bool) {
+	if len(tag) < 3 || tag[0] != '"' || tag[len(tag)-1] != '"' || !quotable(tag[1:len(tag)-1]) {
+		return "", false
+	}
+	return tag[1 : len(tag)-1], true
+}

@@ -1,0 +1,172 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"nbc/transfer/store"
+)
+
+// shared is a Store around the daemon's store: builds that ask for the same chunk at the same time wait for one fetch.
+// It also bounds how many requests are under way at the far store.
+type shared struct {
+	store   store.Store
+	slots   *semaphore.Weighted
+	metrics *Metrics
+
+	mu      sync.Mutex
+	flights map[flightKey]*flight
+	all     sync.WaitGroup
+}
+
+var _ store.Store = (*shared)(nil)
+
+// flightKey tells fetches apart that must not stand for each other: one that passes near copies by is no answer for
+// less, and one that does not is none for it.
+type flightKey struct {
+	key   string
+	fresh bool
+}
+
+// flight is a fetch that is under way. It belongs to no caller: it ends early when the last one has left.
+type flight struct {
+	callers int // that wait for it; by shared.mu
+	total   int // that ever did; not changed any more when it is done
+	cancel  context.CancelFunc
+	done    chan struct{}
+	object  store.Object // when done
+	err     error
+}
+
+func newShared(s store.Store, requests int, m *Metrics) *shared {
+	return &shared{
+		store: s, slots: semaphore.NewWeighted(int64(requests)), metrics: m, flights: map[flightKey]*flight{},
+	}
+}
+
+// Get implements [store.Store].
+func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Object, error) {
+	if !isChunk(key) || r.Offset != 0 || r.Length != 0 || r.Check() != nil {
+		return s.get(ctx, key, r)
+	}
+	if ctx.Err() != nil {
+		return store.Object{}, context.Cause(ctx)
+	}
+	f := s.join(ctx, flightKey{key, r.Fresh})
+	defer s.leave(flightKey{key, r.Fresh}, f)
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return store.Object{}, context.Cause(ctx)
+	}
+	if f.err != nil {
+		return store.Object{}, f.err
+	}
+	o := f.object
+	if _, _, err := r.Span(o.Size); err != nil {
+		return store.Object{}, fmt.Errorf("getting %s: %w", key, err)
+	}
+	if f.total > 1 {
+		o.Data = bytes.Clone(o.Data) // each caller owns what it gets
+	}
+	return o, nil
+}
+
+// join returns the fetch for k, which it begins if none is under way.
+func (s *shared) join(ctx context.Context, k flightKey) *flight {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.flights[k]; f != nil {
+		f.callers++
+		f.total++
+		s.metrics.joined.Inc()
+		return f
+	}
+	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f := &flight{callers: 1, total: 1, cancel: cancel, done: make(chan struct{})}
+	s.flights[k] = f
+	s.all.Go(func() {
+		defer close(f.done) // when nobody can join any more
+		f.object, f.err = s.get(fctx, k.key, store.Read{Max: maxChunk, Fresh: k.fresh})
+		s.forget(k, f)
+	})
+	return f
+}
+
+// forget makes the next one who asks begin a fetch of its own.
+func (s *shared) forget(k flightKey, f *flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.flights[k] == f {
+		delete(s.flights, k)
+	}
+}
+
+// leave is for each caller that has joined. When none is left a fetch is given up, and nobody joins it any more.
+func (s *shared) leave(k flightKey, f *flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.callers--
+	if f.callers > 0 {
+		return
+	}
+	f.cancel()
+	if s.flights[k] == f {
+		delete(s.flights, k)
+	}
+}
+
+// wait returns when no fetch is under way any more. None may be begun meanwhile.
+func (s *shared) wait() { s.all.Wait() }
+
+// get asks the store.
+func (s *shared) get(ctx context.Context, key string, r store.Read) (store.Object, error) {
+	var o store.Object
+	err := s.far(ctx, "get", func() (near bool, err error) {
+		o, err = s.store.Get(ctx, key, r)
+		return o.Near, err
+	})
+	if isChunk(key) && err == nil {
+		s.metrics.near(o.Near)
+	}
+	return o, err
+}
+
+// far makes one request of the far store, when there is room for it, and measures it unless it was not needed.
+func (s *shared) far(ctx context.Context, op string, request func() (near bool, err error)) error {
+	if err := s.slots.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer s.slots.Release(1)
+	begun := time.Now()
+	near, err := request()
+	if !near && ctx.Err() == nil {
+		s.metrics.far(op, time.Since(begun))
+	}
+	return err
+}
+
+// Put implements [store.Store].
+func (s *shared) Put(ctx context.Context, key string, data []byte, c store.Condition) (version string, err error) {
+	err = s.far(ctx, "put", func() (bool, error) {
+		version, err = s.store.Put(ctx, key, data, c)
+		return false, err
+	})
+	return version, err
+}
+
+// List implements [store.Store]. It takes as long as its caller does, so it neither counts as a request of the far
+// store nor is it measured.
+func (s *shared) List(ctx context.Context, prefix string, yield func(store.Info) error) error {
+	return s.store.List(ctx, prefix, yield)
+}
+
+// Delete implements [store.Store].
+func (s *shared) Delete(ctx context.Context, keys ...string) error {
+	return s.store.Delete(ctx, keys...)
+}
