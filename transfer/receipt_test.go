@@ -29,7 +29,7 @@ func TestReceiptIsReadAsItWasWritten(t *testing.T) {
 		r := &receipt{
 			Outcome: outcomeHit, Root: "/" + text.Draw(t, "root"), RootDev: 7, RootIno: rapid.Uint64().Draw(t, "ino"),
 			Store: text.Draw(t, "store"), Name: text.Draw(t, "name"), Fallbacks: texts.Draw(t, "fallbacks"),
-			Tree: Tree{Dirs: texts.Draw(t, "dirs"), Exclude: texts.Draw(t, "exclude"), IgnoreSources: texts.Draw(t, "ignore")},
+			Tree:   Tree{Dirs: texts.Draw(t, "dirs"), Exclude: texts.Draw(t, "exclude"), IgnoreSources: texts.Draw(t, "ignore")},
 			Absent: rapid.Bool().Draw(t, "absent"), Damaged: texts.Draw(t, "damaged"), Restored: text.Draw(t, "restored"),
 			Base: text.Draw(t, "base"), BaseStore: text.Draw(t, "basestore"), BaseData: []byte(text.Draw(t, "data") + "x"),
 			SourceProbe: rapid.Int64().Draw(t, "p"), Shift: rapid.Int64().Draw(t, "s"), Probe: rapid.Int64().Draw(t, "q"),
