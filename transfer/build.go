@@ -1,7 +1,6 @@
 package transfer
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,12 +61,8 @@ func (c *Cache) Open(root, state string, private bool) (*Build, error) {
 		mine.Progress = new(Progress)
 	}
 	b := &Build{cache: &mine, root: root, stat: index.StatOf(&st), state: s, private: private}
-	cleaned, err := s.recover()
-	if err != nil {
-		return nil, local(errors.Join(fmt.Errorf("cleaning up after a restore that was killed: %w", err), s.close()))
-	}
-	if cleaned != "" {
-		c.log().Warn(cleaned)
+	if found := s.recover(root); found != "" {
+		c.log().Warn(found)
 	}
 	return b, nil
 }

@@ -893,7 +893,6 @@ func TestRestoreCleansUpAfterAnother(t *testing.T) {
 		w.must(os.WriteFile(w.state+".tmp", []byte("x"), 0o600))
 		w.must(os.WriteFile(w.state+".journal.tmp", []byte("x"), 0o600))
 		w.must(w.in(func(*Build) error { return nil }))
-		w.remove(".nbc-probe-0123456789abcdef")
 		w.clean()
 	}
 }

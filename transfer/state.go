@@ -80,7 +80,7 @@ func openState(path string) (*state, error) {
 }
 
 // lockFile takes the lock of an open file or directory without waiting for it. The error is ErrBusy if another process
-// has it. It is free again when f is closed, and when the process ends in any way.
+// has it. It is free again after unlock, and when the process ends in any way.
 func lockFile(f *os.File) error {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -96,7 +96,17 @@ func lockFile(f *os.File) error {
 	}
 }
 
-func (s *state) close() error { return s.lock.Close() }
+// unlock gives the lock of f free, and closes it. Closing alone would not do: a process that is just being started by
+// another goroutine has a copy of the descriptor for a moment.
+func unlock(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	if noLocks(err) {
+		err = nil
+	}
+	return errors.Join(err, f.Close())
+}
+
+func (s *state) close() error { return unlock(s.lock) }
 
 // journal says what a restore that was killed may have left in the tree.
 type journal struct {
@@ -120,41 +130,37 @@ func (s *state) writeJournal(j journal) error {
 
 func (s *state) removeJournal() error { return removeFile(s.journalPath()) }
 
-// recover cleans up what the journal of a killed restore names. Without a journal there is nothing to do. Cleaned says
-// what was found, for people.
-func (s *state) recover() (cleaned string, err error) {
+// recover cleans up what killed processes have left in the tree and beside the receipt. Found says what there was, for
+// people; that something cannot be removed is part of it, for the next restore may have another way.
+func (s *state) recover(tree string) (found string) {
+	var errs []error
 	for _, p := range []string{s.path, s.journalPath()} {
-		if err := removeFile(temporary(p)); err != nil {
-			return "", err
-		}
+		errs = append(errs, removeFile(temporary(p)))
 	}
 	data, err := os.ReadFile(s.journalPath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
 	}
-	if err != nil {
-		return "", err
-	}
-	cleaned = "cleaned up after a restore that was killed"
 	var j journal
-	if err := json.Unmarshal(data, &j); err != nil || j.Version != 1 {
-		// It is put in place by a rename, so either a power failure has left it without its bytes, or it is none of ours.
-		// What it spoke of in this tree the next restore finds by itself.
-		j, cleaned = journal{}, fmt.Sprintf("journal %s could not be read", s.journalPath())
+	if err == nil {
+		found = "cleaned up after a restore that was killed"
+		if err := json.Unmarshal(data, &j); err != nil || j.Version != 1 {
+			// It is put in place by a rename, so either a power failure has left it without its bytes, or it is none of ours.
+			j, found = journal{}, fmt.Sprintf("journal %s could not be read", s.journalPath())
+		}
 	}
 	for _, dir := range j.Work {
-		w, err := openWork(dir)
-		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, ErrBusy):
-			continue // it is gone, or the work directory of somebody else by now
-		case err == nil:
-			err = w.remove()
-		}
-		if err != nil {
-			return "", err
-		}
+		errs = append(errs, removeDead(dir, true))
 	}
-	return cleaned, s.removeJournal()
+	// One that used another receipt has left another journal.
+	errs = append(errs, removeDead(filepath.Join(tree, workName), false), sweepClocks(tree))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Sprintf("cleaning up after a restore that was killed: %v", err)
+	}
+	if err := s.removeJournal(); err != nil {
+		return fmt.Sprintf("cleaning up after a restore that was killed: %v", err)
+	}
+	return found
 }
 
 // removeTree removes dir and all below it, read-only directories too. That it is absent is not an error.

@@ -52,7 +52,7 @@ func makeWork(dir string) (*workDir, error) {
 			return nil, err
 		}
 		if !dead.locked {
-			return nil, errors.Join(fmt.Errorf("%w, or was killed there: remove %s if not", ErrBusy, path), dead.file.Close())
+			return nil, errors.Join(fmt.Errorf("%w, or was killed there: remove %s if not", ErrBusy, path), unlock(dead.file))
 		}
 		if err := dead.remove(); err != nil {
 			return nil, err
@@ -71,9 +71,6 @@ func makeWork(dir string) (*workDir, error) {
 			return nil, errors.Join(err, w.remove())
 		}
 		crash("work folder made")
-	}
-	if err := sweepProbes(dir); err != nil {
-		return nil, errors.Join(err, w.remove())
 	}
 	return w, nil
 }
@@ -99,9 +96,24 @@ func openWork(path string) (*workDir, error) {
 		err = ErrBusy // it was removed, and another one made, between the opening and the locking
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, unlock(f))
 	}
 	return w, nil
+}
+
+// removeDead removes the work directory at path unless somebody is at work there. Ours says that it is this state's own,
+// so that it is dead also where nothing can be locked.
+func removeDead(path string, ours bool) error {
+	w, err := openWork(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, ErrBusy):
+		return nil
+	case err != nil:
+		return err
+	case !w.locked && !ours:
+		return unlock(w.file)
+	}
+	return w.remove()
 }
 
 // noLocks says whether err means that a file system cannot lock.
@@ -114,18 +126,18 @@ func noLocks(err error) bool {
 func (w *workDir) remove() error {
 	crash("remove work")
 	defer crash("work removed")
-	return errors.Join(removeTree(w.path), w.file.Close())
+	return errors.Join(removeTree(w.path), unlock(w.file))
 }
 
-// sweepProbes removes the probe files that killed processes have left in dir.
-func sweepProbes(dir string) error {
-	list, err := os.ReadDir(dir)
+// sweepClocks removes the clock files that killed processes have left in the tree.
+func sweepClocks(tree string) error {
+	list, err := os.ReadDir(tree)
 	if err != nil {
 		return err
 	}
 	for _, e := range list {
 		if strings.HasPrefix(e.Name(), clockPrefix) {
-			if err := removeFile(filepath.Join(dir, e.Name())); err != nil {
+			if err := removeFile(filepath.Join(tree, e.Name())); err != nil {
 				return err
 			}
 		}
