@@ -294,6 +294,28 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+// FrameSize promises more than Decode needs: package index reads by it as well.
+func TestFrameSizeRefuses(t *testing.T) {
+	raw := block(true, 0, 5, []byte("hello")...)
+	if n, err := FrameSize(frame(0x20, []byte{5}, raw)); err != nil || n != 5 {
+		t.Errorf("a good frame: %d, %v", n, err)
+	}
+	for name, stored := range map[string][]byte{
+		"nothing":           nil,
+		"a dictionary":      frame(0x21, []byte{9, 5}, raw),
+		"no content size":   frame(0, []byte{0}, raw),
+		"a skippable frame": {0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0},
+		"no block":          frame(0x20, []byte{5}),
+		"half a block":      frame(0x20, []byte{5}, raw[:6]),
+		"two last blocks":   frame(0x20, []byte{5}, raw, raw),
+		"half a checksum":   frame(0x24, []byte{5}, raw, []byte{1, 2}),
+	} {
+		if n, err := FrameSize(stored); err == nil {
+			t.Errorf("%s: %d", name, n)
+		}
+	}
+}
+
 // A flipped bit is refused, or it is one of the few that mean nothing to a decoder, as the unused one of a frame. In
 // no case does it give other bytes.
 func TestDecodeOfFlippedBits(t *testing.T) {

@@ -229,6 +229,26 @@ func TestNextAfterAReadThatFailed(t *testing.T) {
 	}
 }
 
+// A reader that fails once and then goes on has lost nobody knows what, so Next does not go on.
+func TestNextDoesNotGoOn(t *testing.T) {
+	r := io.MultiReader(bytes.NewReader(noise("a", 3000)), iotest.TimeoutReader(iotest.OneByteReader(
+		bytes.NewReader(noise("b", 30_000)))))
+	s := NewSplitter(r, small)
+	for {
+		if _, err := s.Next(nil); err == nil {
+			continue
+		} else if !errors.Is(err, iotest.ErrTimeout) {
+			t.Fatal(err)
+		}
+		break
+	}
+	for range 3 {
+		if c, err := s.Next(nil); !errors.Is(err, iotest.ErrTimeout) {
+			t.Fatalf("after a failure: %d bytes, %v", len(c), err)
+		}
+	}
+}
+
 func TestNextWithInvalidParams(t *testing.T) {
 	s := NewSplitter(bytes.NewReader(noise("a", 5000)), Params{Min: 1024, Max: 2048, Bits: 10})
 	if c, err := s.Next(nil); err == nil || errors.Is(err, io.EOF) {

@@ -219,7 +219,7 @@ func (s *entrySection) entries() ([]Entry, error) {
 			}
 		case HardLink:
 			back := names.next()
-			if back < 1 || back > uint64(i) || entries[uint64(i)-back].Kind != File {
+			if back > uint64(i) || entries[uint64(i)-back].Kind != File {
 				return nil, fmt.Errorf("%w: entry %d: a hard link to no file", ErrInvalid, i)
 			}
 			e.Target = entries[uint64(i)-back].Path

@@ -337,6 +337,9 @@ func cases() []rejected {
 		tree("E6", "the parent is a link", "neither a root", func(x *Index) {
 			x.Entries = append(x.Entries[:6:6], Entry{Path: "app/dist/link/a", Kind: Dir}, x.Entries[6])
 		}),
+		tree("E6", "an earlier directory is as long as the parent", "neither a root", func(x *Index) {
+			x.Entries[5].Path = "app/dist/b/link"
+		}),
 		tree("E6", "the parent has another name", "neither a root", func(x *Index) { x.Entries[3].Path = "app/dist/a.b/c" }),
 	)
 
@@ -433,6 +436,11 @@ func TestEveryRuleIsTested(t *testing.T) {
 
 // TestValidateRejects has what the format cannot express, so that only a writer can get it wrong.
 func TestValidateRejects(t *testing.T) {
+	var long []string // of more than 2^28 bytes together, each of them good
+	for i := range MaxPathBytes/MaxPath + 1 {
+		long = append(long, fmt.Sprintf("%0255d", i)+strings.Repeat("/"+strings.Repeat("d", MaxComponent), MaxPath/256-1))
+	}
+	long = append(long, "the last drop")
 	cases := map[string]func(x *Index){
 		"key of a later epoch":      func(x *Index) { x.Chunks[0].Epoch = 6 },
 		"negative length":           func(x *Index) { x.Chunks[0].Length = -1 },
@@ -462,11 +470,16 @@ func TestValidateRejects(t *testing.T) {
 		"too many roots":            func(x *Index) { x.Roots = make([]string, MaxRoots+1) },
 		"too many entries":          func(x *Index) { x.Entries = make([]Entry, MaxEntries+1) },
 		"too many sources":          func(x *Index) { x.Sources = make([]Source, MaxSources+1) },
-		"paths of 2^28 bytes": func(x *Index) {
+		"entry paths of 2^28 bytes": func(x *Index) {
+			*x = Index{Roots: long}
+			for _, path := range long {
+				x.add(Entry{Path: path, Kind: Dir})
+			}
+		},
+		"source paths of 2^28 bytes": func(x *Index) {
 			x.Sources = []Source{{Path: ".", Kind: Dir}}
-			for i := range MaxPathBytes/MaxPath + 1 {
-				path := fmt.Sprintf("%05d", i) + strings.Repeat("/a", 32_000)
-				x.Sources = append(x.Sources, Source{Path: path + strings.Repeat("b", MaxPath-len(path)), Kind: File})
+			for _, path := range long {
+				x.Sources = append(x.Sources, Source{Path: path, Kind: File})
 			}
 		},
 	}
