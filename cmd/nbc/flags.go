@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,6 +21,8 @@ import (
 // options are the values of all flags. A verb defines those that it has; the others keep their zero values.
 type options struct {
 	store, source, state string
+	near                 string
+	nearSize             int64
 	dirs, exclude        []string
 	ignoreSource         []string
 	fallbacks            []string
@@ -54,6 +57,10 @@ func (o *options) treeFlags(f *pflag.FlagSet) {
 func (o *options) placeFlags(f *pflag.FlagSet) {
 	f.Var(&value[string]{&o.store, anything, "", "URL"}, "store",
 		"s3://bucket/prefix or a directory (see nbc help stores); by default a directory in your cache directory")
+	f.Var(&value[string]{&o.near, anything, "", "DIR"}, "near",
+		"where copies of what was fetched from S3 are kept, or off; by default a directory in your cache directory")
+	f.Var(&value[int64]{&o.nearSize, byteCount, "", "SIZE"}, "near-size",
+		"how much is kept there at most, such as 500M or 20G (default 10G)")
 	o.source = "."
 	f.Var(&value[string]{&o.source, notEmpty, o.source, "DIR"}, "source", "the source tree")
 	f.Var(&value[string]{&o.state, anything, "", "FILE"}, "state",
@@ -89,18 +96,19 @@ func (o *options) stepFlags(f *pflag.FlagSet) {
 // completions offers the values of the flags that have few, and files or nothing for the others.
 func completions(cmd *cobra.Command) {
 	for flag, values := range map[string][]string{
-		"times":    {string(mtime.Recorded), string(mtime.TwoHours)},
-		"on-skew":  {string(mtime.Miss), string(mtime.Shift)},
-		"timeout":  nil,
-		"requests": nil,
-		"fallback": nil,
+		"times":     {string(mtime.Recorded), string(mtime.TwoHours)},
+		"on-skew":   {string(mtime.Miss), string(mtime.Shift)},
+		"timeout":   nil,
+		"requests":  nil,
+		"fallback":  nil,
+		"near-size": nil,
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			// The only error is that the flag is not there, or was registered before.
 			_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 		}
 	}
-	for _, flag := range []string{"source", "dir"} {
+	for _, flag := range []string{"source", "dir", "near"} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.MarkFlagDirname(flag)
 		}
@@ -284,6 +292,24 @@ func requestCount(s string) (int, error) {
 	return n, nil
 }
 
+// byteCount reads a size with the units of 1000: K, M, G or T.
+func byteCount(s string) (int64, error) {
+	digits, unit := s, int64(1)
+	for i, suffix := range []string{"K", "M", "G", "T"} {
+		if rest, ok := strings.CutSuffix(s, suffix); ok {
+			digits = rest
+			for range i + 1 {
+				unit *= 1000
+			}
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 1 || n > math.MaxInt64/unit {
+		return 0, fmt.Errorf("%q is not a size such as 500M or 20G", s)
+	}
+	return n * unit, nil
+}
+
 // root returns the absolute path of the source tree.
 func (o *options) root(cmd *cobra.Command) (string, error) {
 	abs, err := filepath.Abs(o.source)
@@ -300,8 +326,8 @@ func (o *options) root(cmd *cobra.Command) (string, error) {
 	return abs, nil
 }
 
-// tree returns the patterns, relative to root. A store and a file of JSON that are in the tree are left out of the
-// sources: they change with every build and would count as changed sources.
+// tree returns the patterns, relative to root. A store, a near store and a file of JSON that are in the tree are left
+// out of the sources: they change with every build and would count as changed sources.
 func (o *options) tree(cmd *cobra.Command, root string, l location) (transfer.Tree, error) {
 	var t transfer.Tree
 	for _, p := range []struct {
@@ -326,8 +352,8 @@ func (o *options) tree(cmd *cobra.Command, root string, l location) (transfer.Tr
 			*p.to = append(*p.to, text)
 		}
 	}
-	for _, file := range []string{l.dir, o.jsonFile} {
-		if file == "" {
+	for _, file := range []string{l.dir, o.near, o.jsonFile} {
+		if file == "" || file == nearOff {
 			continue
 		}
 		rel, err := inside(root, file)

@@ -20,6 +20,8 @@ var samples = map[string]struct{ good, bad string }{
 	"ignore-source": {"docs\n*.md", "{a"},
 	"fallback":      {"main\nmyapp/main", "a\x01b"},
 	"store":         {"/tmp/store", ""},
+	"near":          {"/tmp/near", ""},
+	"near-size":     {"500M", "10GB"},
 	"source":        {"/tmp", ""},
 	"state":         {"/tmp/state", ""},
 	"times":         {"two-hours", "three-hours"},

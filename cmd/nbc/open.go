@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"nbc/transfer/store"
+	"nbc/transfer/store/cached"
 	"nbc/transfer/store/dir"
 	"nbc/transfer/store/s3"
 )
@@ -28,7 +31,13 @@ roles. After the question mark may stand
   path-style=true            the bucket in the path, as most of those want it,
                              and not in the host name
 
-joined by "&"; put the URL in quotes then.`
+joined by "&"; put the URL in quotes then.
+
+What was once fetched from or sent to S3 is kept near, in --near or NBC_NEAR: a
+directory that all builds of a machine can share, so that it is not fetched
+again. By default it is nbc-near below your cache directory, and there is none
+for a store that is a directory itself. It is bounded by --near-size; what was
+not used for the longest time goes first. --near off does without.`
 
 // location is a store that is named and not yet opened.
 type location struct {
@@ -70,6 +79,50 @@ func parseStore(text string) (location, error) {
 	return location{}, &hinted{
 		fmt.Errorf("no store of the kind %q is known", u.Scheme), "it can be s3, file or a path; see nbc help stores",
 	}
+}
+
+// open opens the store, with the near store before it.
+func (a *app) openStore(ctx context.Context, l location, log *slog.Logger) (openedStore, error) {
+	s, err := l.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	near, err := a.options.openNear(l)
+	switch {
+	case err != nil && a.options.near != "":
+		return nil, errors.Join(&hinted{err, "name another directory with --near or NBC_NEAR, or off"}, s.Close())
+	case err != nil:
+		log.Warn(err.Error()) // nobody has asked for it
+		return s, nil
+	case near == nil:
+		return s, nil
+	}
+	near.Log = log
+	return cached.New(near, s), nil
+}
+
+// nearOff is the value of --near that does without.
+const nearOff = "off"
+
+// openNear opens the near store, or returns nil if there is to be none.
+func (o *options) openNear(l location) (*cached.Near, error) {
+	path := o.near
+	switch {
+	case path == nearOff, path == "" && l.s3 == "": // a near copy of a directory would only be a copy
+		return nil, nil
+	case path == "":
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return nil, nil // there is no place for it, and nobody has asked for it
+		}
+		path = filepath.Join(cache, "nbc-near")
+	}
+	near, err := cached.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	near.Limit = o.nearSize
+	return near, nil
 }
 
 // open opens the store, which for a directory makes it.

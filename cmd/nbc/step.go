@@ -49,13 +49,14 @@ type session struct {
 
 // open opens the store and the tree.
 func (a *app) open(ctx context.Context, p place) (*session, error) {
-	s, err := p.store.open(ctx)
+	log := slog.New(&warnings{console: a.console, said: new(sync.Map)})
+	s, err := a.openStore(ctx, p.store, log)
 	if err != nil {
 		return nil, err
 	}
 	cache := &transfer.Cache{
 		Store:    s,
-		Log:      slog.New(&warnings{console: a.console, said: new(sync.Map)}),
+		Log:      log,
 		Progress: new(transfer.Progress),
 		Requests: a.options.requests,
 		Version:  version(),
