@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -19,8 +20,6 @@ cache survives. A cell says how many units were built with nbc, of how many that
 tool builds, in the same step, in a tree that is edited in place and never deleted. The tests require that the units are
 the same ones, not only as many, and that after each step the program prints what it prints after a clean build.
 
-| tool | versions | a unit | the tool builds again if |
-|---|---|---|---|
 `
 
 const documentMain = `
@@ -61,95 +60,110 @@ ask which file is older; the others build the last two steps without it, from a 
 
 `
 
-// document writes MATRIX.md, or compares its lines with what was measured. A line of other versions is not compared:
-// they may well have another minimum.
-func document(t *testing.T, rows []row) {
-	t.Helper()
-	old, err := os.ReadFile(documentFile)
-	if err != nil && (!os.IsNotExist(err) || !*update) {
-		t.Fatal(err)
-	}
-	var b strings.Builder
-	b.WriteString(documentHead)
-	for _, r := range rows {
-		if r.tool != nil {
-			b.WriteString(r.about())
-		}
-	}
-	b.WriteString(documentMain)
+// section is a part of MATRIX.md that ends with a table.
+type section struct {
+	text string
+	head []string // the cells of the table's first line
+	// lines returns those of one tool.
+	lines func(r row) []string
+}
+
+// sections returns the parts of MATRIX.md.
+func sections() []section {
 	var columns []string
 	for _, s := range mainSteps {
 		if !s.fails {
 			columns = append(columns, s.name)
 		}
 	}
-	table(&b, rows, columns, "old", "now")
-	b.WriteString(documentAged)
-	table(&b, rows, []string{"cold", "same", "leaf", "interface", "same"}, "aged")
-	b.WriteString(documentSkew)
-	table(&b, rows, []string{
-		"cold", "same: a miss", "same, shift", "leaf", "interface, two-hours", "same",
-	}, "skew")
-	if !*update {
-		for _, r := range rows {
-			if r.tool == nil || !strings.Contains(string(old), r.about()) {
-				continue
+	aged := []string{"cold", "same", "leaf", "interface", "same"}
+	skew := []string{"cold", "same: a miss", "same, shift", "leaf", "interface, two-hours", "same"}
+	return []section{
+		{documentHead, []string{"tool", "versions", "a unit", "the tool builds again if"}, func(r row) []string {
+			return []string{line(r.tool.name, r.versions, r.tool.counts, r.tool.decides)}
+		}},
+		{documentMain, append([]string{"tool", "sources"}, columns...), func(r row) []string {
+			return []string{
+				line(append([]string{r.tool.name, "1970"}, r.steps("old", columns)...)...),
+				line(append([]string{r.tool.name, "now"}, r.steps("now", columns)...)...),
 			}
-			for line := range strings.Lines(b.String()) {
-				if strings.HasPrefix(line, "| "+r.tool.name+" |") && !strings.Contains(string(old), line) {
-					t.Errorf("%s does not have this line (-update writes it):\n%s", documentFile, line)
-				}
+		}},
+		{documentAged, append([]string{"tool"}, aged...), func(r row) []string {
+			return []string{line(append([]string{r.tool.name}, r.steps("aged", aged)...)...)}
+		}},
+		{documentSkew, append([]string{"tool"}, skew...), func(r row) []string {
+			return []string{line(append([]string{r.tool.name}, r.steps("skew", skew)...)...)}
+		}},
+	}
+}
+
+func line(cells ...string) string { return "| " + strings.Join(cells, " | ") + " |\n" }
+
+// steps returns the cells of a chain under the columns that they belong to. Steps that a project does not have are
+// left out of its chain.
+func (r row) steps(chain string, columns []string) []string {
+	cells := r.cells[chain]
+	list := make([]string, len(columns))
+	for i, c := range columns {
+		if len(cells) > 0 && cells[0].step == c {
+			list[i] = fmt.Sprintf("%d/%d", cells[0].built, cells[0].least)
+			cells = cells[1:]
+		}
+	}
+	return list
+}
+
+// document writes MATRIX.md, or compares it with what was measured. Tools that were not measured keep their lines; so
+// do, in a comparison, those that have another version here, which may well have another minimum.
+func document(t *testing.T, rows []row) {
+	t.Helper()
+	data, err := os.ReadFile(documentFile)
+	if err != nil && (!os.IsNotExist(err) || !*update) {
+		t.Fatal(err)
+	}
+	old := strings.Split(string(data), "\n## ")
+	all := sections()
+	var text strings.Builder
+	for i, s := range all {
+		text.WriteString(s.text)
+		text.WriteString(line(s.head...) + strings.Repeat("|---", len(s.head)) + "|\n")
+		for k, r := range rows {
+			var keep []string
+			if i < len(old) {
+				keep = linesOf(old[i], tools[k].name)
 			}
+			if r.tool != nil && (*update || slices.Equal(linesOf(old[0], r.tool.name), all[0].lines(r))) {
+				keep = s.lines(r)
+			}
+			text.WriteString(strings.Join(keep, ""))
+		}
+	}
+	if text.String() == string(data) {
+		return
+	}
+	if *update {
+		if err := os.WriteFile(documentFile, []byte(text.String()), 0o644); err != nil {
+			t.Fatal(err)
 		}
 		return
 	}
-	for i, r := range rows {
-		if r.tool == nil {
-			t.Fatalf("not written: %s was not measured", tools[i].name)
+	for l := range strings.Lines(text.String()) {
+		if !strings.Contains(string(data), l) {
+			t.Errorf("%s lacks a line (-update writes it):\n%s", documentFile, l)
 		}
 	}
-	if err := os.WriteFile(documentFile, []byte(b.String()), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	t.Errorf("%s is not what was measured", documentFile)
 }
 
-func (r row) about() string {
-	return fmt.Sprintf("| %s | %s | %s | %s |\n", r.tool.name, r.versions, r.tool.counts, r.tool.decides)
-}
-
-// table writes a line for each tool and chain, and a column for each step.
-func table(b *strings.Builder, rows []row, columns []string, chains ...string) {
-	names := map[string]string{"old": "1970", "now": "now"}
-	head, rule := "| tool |", "|---|"
-	if len(chains) > 1 {
-		head, rule = head+" sources |", rule+"---|"
-	}
-	for _, c := range columns {
-		head, rule = head+" "+c+" |", rule+"---|"
-	}
-	fmt.Fprintf(b, "%s\n%s\n", head, rule)
-	for _, r := range rows {
-		if r.tool == nil {
-			continue
-		}
-		for _, chain := range chains {
-			fmt.Fprintf(b, "| %s |", r.tool.name)
-			if len(chains) > 1 {
-				fmt.Fprintf(b, " %s |", names[chain])
-			}
-			cells := r.cells[chain]
-			for _, column := range columns {
-				text := ""
-				// Steps that a project does not have are left out of its cells.
-				if len(cells) > 0 && cells[0].step == column {
-					text = fmt.Sprintf("%d/%d", cells[0].built, cells[0].least)
-					cells = cells[1:]
-				}
-				fmt.Fprintf(b, " %s |", text)
-			}
-			b.WriteString("\n")
+// linesOf returns the lines of a tool in the old text of a section.
+func linesOf(text, tool string) []string {
+	var list []string
+	for l := range strings.Lines(text) {
+		if strings.HasPrefix(l, "| "+tool+" |") {
+			list = append(list, l)
 		}
 	}
+	return list
 }
 
 var number = regexp.MustCompile(`\d+(\.\d+)+`)

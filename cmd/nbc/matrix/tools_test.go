@@ -118,8 +118,9 @@ var tools = []*tool{
 	},
 	{
 		name: "ghc --make", needs: []string{"ghc"}, project: []string{"haskell"}, dirs: []string{"build"},
-		build: `mkdir -p build; ghc --make -v1 -outputdir build -isrc:alt -o build/prog src/Main.hs`, output: `build/prog`,
-		units: ghcUnits, counts: "what it says: modules and links",
+		build:  `mkdir -p build; ghc --make -v1 -outputdir build -isrc:alt -o build/prog src/Main.hs`,
+		output: `build/prog`,
+		units:  ghcUnits, counts: "what it says: modules and links",
 		decides: "an object is older than its source; then the hashes of what it imports",
 	},
 	{
@@ -147,12 +148,15 @@ var tools = []*tool{
 		name: "cargo, build scripts", needs: []string{"cargo", "gcc"}, project: []string{"rust-build-scripts"},
 		dirs: []string{"target"}, equality: true,
 		build: cargoBuild, output: `target/debug/app`, units: cargoUnits, counts: "calls of rustc, runs of build scripts",
-		decides: "as cargo for `rerun-if-changed`, also of a directory; without it, the newest time in the package is another one",
+		decides: "as cargo for `rerun-if-changed`, also of a directory; without it, the newest time of the package " +
+			"is another one",
 	},
 	{
 		name: "dune", needs: []string{"dune"}, project: []string{"ocaml"}, dirs: []string{"_build"}, equality: true,
-		build: `code=0; DUNE_CACHE=disabled dune build -j1 ./src/main.exe || code=$?; cat _build/log; test $code = 0`, output: `_build/default/src/main.exe`,
-		units: duneUnits, counts: "the commands in `_build/log`",
+		build: `code=0; DUNE_CACHE=disabled dune build -j1 ./src/main.exe || code=$?
+			cat _build/log; test $code = 0`,
+		output: `_build/default/src/main.exe`,
+		units:  duneUnits, counts: "the commands in `_build/log`",
 		decides: "hashes, which are kept for files that have the same time and size as before",
 	},
 	{
@@ -175,13 +179,13 @@ var tools = []*tool{
 	},
 }
 
-// elmRegistry writes the list of packages that Elm would ask its host for, as Elm keeps it: the number of versions, that
-// of packages, and for each package the names with their lengths, a version, and how many older ones there are.
+// elmRegistry writes the list of packages that Elm would ask its host for, as Elm keeps it: the number of versions,
+// that of packages, and for each package the names with their lengths, a version, and how many older ones there are.
 const elmRegistry = `o='\0\0\0\0\0\0\0'; printf "$o"'\2'"$o"'\2\3elm\4core\1\0\5'"$o"'\0\3elm\4json\1\1\3'"$o"'\0' \
 	> 0.19.1/packages/registry.dat`
 
-// elmBuild builds once more after a cold build. In that, Elm's background writers may put the records of the modules and
-// those of the packages into one file in the wrong order, and the next build is cold again, whoever runs it.
+// elmBuild builds once more after a cold build. In that, Elm's background writers may put the records of the modules
+// and those of the packages into one file in the wrong order, and the next build is cold again, whoever runs it.
 const elmBuild = `cold=; [ -d elm-stuff ] || cold=yes
 elm() { ELM_HOME="$TOOL" "$ELM" make src/Main.elm --output=elm-stuff/main.js; }
 elm
