@@ -208,7 +208,7 @@ func cases() []rejected {
 			x.Chunks[0].Length = chunk.MaxSize + 1
 			x.Entries[2].Size = chunk.MaxSize + 1
 		}),
-		tree("C1", "a length of 2^63", "9223372036854775808", func(x *Index) { x.Chunks[0].Length = math.MinInt64 }),
+		tree("C1", "a negative length", "the length", func(x *Index) { x.Chunks[0].Length = math.MinInt }),
 		rejected{rule: "C2", name: "an age of 6 at epoch 5", text: "age 6", edit: func(c *crafted) { c.chunks.Ages[0] = 6 }},
 	)
 
