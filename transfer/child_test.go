@@ -83,9 +83,7 @@ func (j *job) run(r *childResult) (err error) {
 		}
 	}
 	if j.Do == "run" {
-		if err := project(j.Root).build(); err != nil {
-			return err
-		}
+		j.Save.Failed = project(j.Root).build() != nil
 	}
 	if j.Do == "times" {
 		_, err := b.Times(ctx)

@@ -62,13 +62,16 @@ func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, 
 		return r.report, err
 	}
 	r.dirs = w.Dirs
-	r.old = b.load()
-	if err := b.forget(); err != nil {
-		return r.report, err
-	}
 	r.receipt = &receipt{Name: o.Name, Fallbacks: o.Fallbacks, Tree: o.Tree, Outcome: outcomeFailed}
 	if _, r.receipt.SourceProbe, err = probe(r.root); err != nil {
 		r.receipt.SourceProbe = 0 // proves nothing
+	}
+	r.old = b.load()
+	if err := b.forget(); err != nil {
+		if b.private {
+			b.receipt = r.receipt // the save of this build needs none on disk
+		}
+		return r.report, err
 	}
 	err = r.run(ctx, w, names)
 	if m := (miss{}); errors.As(err, &m) && !errors.Is(err, ErrLocal) {
