@@ -27,7 +27,8 @@ func DefaultParams() Params {
 	return Params{Polynomial: defaultPolynomial, Min: 96 << 10, Max: 640 << 10, Bits: 16}
 }
 
-// defaultPolynomial is irreducible, and a test has looked: it takes 2 ms, and every restore and save reads the format twice.
+// defaultPolynomial is irreducible, and a test has looked: it takes 2 ms, and every restore and save reads the format
+// twice.
 const defaultPolynomial = 0x37a260098117ad
 
 // Limits of Params that a store may ask for. MaxSize bounds what a reader allocates for one chunk.

@@ -12,8 +12,8 @@ import (
 	"nbc/transfer/store"
 )
 
-// This file is the collector's half of the collection protocol: fenced epochs. COLLECT.md has the protocol, its objects,
-// why it is safe, and what it costs.
+// This file is the collector's half of the collection protocol: fenced epochs. COLLECT.md has the protocol, its
+// objects, why it is safe, and what it costs.
 
 // ErrUnsafe says that in this store two collectors, or a collector and a drop, could do harm to each other.
 var ErrUnsafe = errors.New("the store's conditional writes cannot be relied on")

@@ -15,8 +15,8 @@ import (
 
 // An index is never just deleted: between the moment that somebody finds it superfluous and the delete, a save of that
 // name may be acknowledged, and would be lost. It is replaced by a tombstone, an index of nothing, on condition that it
-// still is what was read. Tombstones are a few hundred bytes; a collector removes old ones where the store can delete on
-// a condition, too.
+// still is what was read. Tombstones are a few hundred bytes; a collector removes old ones where the store can delete
+// on a condition, too.
 
 // isTombstone says whether x is what is left of a name that was dropped. A save never puts an index without entries.
 func isTombstone(x *index.Index) bool { return len(x.Entries) == 0 }

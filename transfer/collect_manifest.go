@@ -379,8 +379,8 @@ func (d *deletion) wait() error {
 	return d.group.Wait()
 }
 
-// clean removes what collectors have left that no state can name any more, now that st is in force. A manifest for savers
-// stays for one epoch longer, for those who have read the state before and not yet the manifest.
+// clean removes what collectors have left that no state can name any more, now that st is in force. A manifest for
+// savers stays for one epoch longer, for those who have read the state before and not yet the manifest.
 //
 // Nobody is in need of what is removed here. A manifest can become named only by the swap to its own phase of its own
 // epoch, and that is over: st is idle and not older.

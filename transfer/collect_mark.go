@@ -26,8 +26,9 @@ type mark struct {
 	dead      deadList
 }
 
-// newMark reads what all indexes refer to, lists all chunks, and puts what may go. The order matters for one thing only:
-// a chunk that an index refers to was there before the index, so that one that the listing does not have is missing.
+// newMark reads what all indexes refer to, lists all chunks, and puts what may go. The order matters for one thing
+// only: a chunk that an index refers to was there before the index, so that one that the listing does not have is
+// missing.
 func (g *collection) newMark(ctx context.Context, st State) (*mark, error) {
 	m := &mark{versions: map[string]string{}}
 	p := g.cache.Progress
@@ -183,8 +184,8 @@ func (g *collection) readIndexes(
 	return nil
 }
 
-// keysFirst is how much of an index a collector asks for at first: the keys of 1,900 chunks, or of a tree of 300 MB. What
-// a saver reads at first (index.FirstRead) would be cheaper in requests, but of ten thousand small indexes it is
+// keysFirst is how much of an index a collector asks for at first: the keys of 1,900 chunks, or of a tree of 300 MB.
+// What a saver reads at first (index.FirstRead) would be cheaper in requests, but of ten thousand small indexes it is
 // gigabytes, which cost more than a second request for the large ones.
 const keysFirst = 64 << 10
 

@@ -61,7 +61,8 @@ func (s *shelf) chunk(name string, epoch uint64) {
 // indexOf makes an index of one file that is made of these chunks, each "name.epoch".
 func indexOf(t testing.TB, epoch uint64, chunks ...string) []byte {
 	t.Helper()
-	x := &index.Index{Epoch: epoch, Roots: []string{"f"}, Entries: []index.Entry{{Path: "f", Kind: index.File, Mode: 0o644}}}
+	f := index.Entry{Path: "f", Kind: index.File, Mode: 0o644}
+	x := &index.Index{Epoch: epoch, Roots: []string{"f"}, Entries: []index.Entry{f}}
 	for _, c := range chunks {
 		name, g, _ := strings.Cut(c, ".")
 		var n uint64
@@ -156,7 +157,8 @@ func TestCollectDeletesWhatNothingRefersTo(t *testing.T) {
 		t.Errorf("report %+v", r)
 	}
 	st := s.state()
-	if st.Epoch != 2 || st.Fence != 1 || st.Phase != idle || len(st.Dead) != 1 || st.Condemned != nil || st.Earlier != nil {
+	if st.Epoch != 2 || st.Fence != 1 || st.Phase != idle || len(st.Dead) != 1 || st.Condemned != nil ||
+		st.Earlier != nil {
 		t.Errorf("state %+v", st)
 	}
 	if left := len(s.objects("gc/")); left != 3 { // state, probe, one manifest for savers
@@ -338,7 +340,8 @@ func TestCollectStopsAtWhatItCannotRead(t *testing.T) {
 	}}
 	c := *s.cache
 	c.Store = f
-	if r, err := c.Collect(context.Background(), CollectOptions{}); !errors.Is(err, index.ErrInvalid) || len(r.Unreadable) != 1 {
+	r, err = c.Collect(context.Background(), CollectOptions{})
+	if !errors.Is(err, index.ErrInvalid) || len(r.Unreadable) != 1 {
 		t.Errorf("%v, %+v", err, r)
 	}
 	if st := s.state(); st.Phase != fenced {
@@ -502,7 +505,8 @@ func TestCollectDropsOldNames(t *testing.T) {
 	}}
 	c := *s.cache
 	c.Store = f
-	r, err := c.Collect(context.Background(), CollectOptions{KeepWithin: 30 * 24 * time.Hour, Keep: []string{"main", "nothing"}})
+	o := CollectOptions{KeepWithin: 30 * 24 * time.Hour, Keep: []string{"main", "nothing"}}
+	r, err := c.Collect(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -514,7 +518,8 @@ func TestCollectDropsOldNames(t *testing.T) {
 	if r := s.collect(CollectOptions{Grace: 50 * 24 * time.Hour}); r.Indexes.Removed != 0 || r.Indexes.Tombstones != 1 {
 		t.Errorf("%+v", r.Indexes)
 	}
-	if r := s.collect(CollectOptions{Grace: time.Hour}); r.Indexes.Removed != 1 || r.Indexes.Tombstones != 0 || r.Indexes.Kept != 3 {
+	r = s.collect(CollectOptions{Grace: time.Hour})
+	if r.Indexes.Removed != 1 || r.Indexes.Tombstones != 0 || r.Indexes.Kept != 3 {
 		t.Errorf("%+v", r.Indexes)
 	}
 	if _, ok := s.objects(index.Prefix)["index/feature+a"]; ok {
@@ -684,7 +689,11 @@ func TestPartsAreWhatWasPut(t *testing.T) {
 	}
 	g := &collection{cache: s.cache}
 	var got []condemnedKey
-	if err := g.eachCondemned(t.Context(), c, func(k condemnedKey) error { got = append(got, k); return nil }); err != nil {
+	err = g.eachCondemned(t.Context(), c, func(k condemnedKey) error {
+		got = append(got, k)
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(got, want) {

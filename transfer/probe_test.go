@@ -83,7 +83,8 @@ func TestProbeFindsCarelessStores(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			s.wantChunks("a.1", "b.1")
-			if _, err = s.cache.Collect(t.Context(), CollectOptions{OnlyCollector: true, KeepWithin: 1}); !errors.Is(err, ErrUnsafe) {
+			_, err = s.cache.Collect(t.Context(), CollectOptions{OnlyCollector: true, KeepWithin: 1})
+			if !errors.Is(err, ErrUnsafe) {
 				t.Errorf("names were dropped: %v", err)
 			}
 			r := s.collect(CollectOptions{OnlyCollector: true})
@@ -170,7 +171,8 @@ func TestCollectRefusesNetworkFileSystems(t *testing.T) {
 	s.chunk("b", 1)
 	s.cache.Store = network{s.store}
 	before := len(s.objects(""))
-	if _, err := s.cache.Collect(t.Context(), CollectOptions{}); !errors.Is(err, ErrUnsafe) || !strings.Contains(err.Error(), "nfs") {
+	_, err := s.cache.Collect(t.Context(), CollectOptions{})
+	if !errors.Is(err, ErrUnsafe) || !strings.Contains(err.Error(), "nfs") {
 		t.Errorf("%v", err)
 	}
 	if before != len(s.objects("")) {
