@@ -443,8 +443,37 @@ func TestSize(t *testing.T) {
 		add(fmt.Sprintf("chunks/%02x/%d", i%256, i))
 	}
 	check("few chunks", 0)
-	for i := 512; i < 4096; i++ {
-		add(fmt.Sprintf("chunks/%02x/%d", (i*31)%256, i))
+	for i := 512; i < 8192; i++ { // not by Put, which takes longer
+		name := fmt.Sprintf("%s/chunks/%02x/%d", s.Path(), (i*31)%256, i)
+		if err := os.WriteFile(name, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want += size
 	}
 	check("many chunks", 0.05)
+}
+
+// TestVersionsAreRandom puts so fast that neither the clock nor the inode, which may be used again, tells two states
+// apart for sure: the random part of the file's time does.
+func TestVersionsAreRandom(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path)
+	const puts = 64
+	begun := time.Now()
+	var times []time.Duration // within the second
+	for range puts {
+		put(t, s, "chunks/ab/x", "x")
+		info, err := os.Stat(filepath.Join(path, "chunks", "ab", "x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if age := time.Since(info.ModTime()).Abs(); age > 10*time.Second {
+			t.Fatalf("a new file is %v old", age)
+		}
+		times = append(times, time.Duration(info.ModTime().Nanosecond()))
+	}
+	slices.Sort(times)
+	if took, spread := time.Since(begun), times[puts-1]-times[0]; took < 500*time.Millisecond && spread < took {
+		t.Errorf("%d files of %v have times within %v", puts, took, spread)
+	}
 }

@@ -27,7 +27,7 @@ func TestLostReply(t *testing.T) {
 		{"mine", store.Condition{IfAbsent: true}, refuse(412, "PreconditionFailed"), "mine", false},
 		{"mine, 409", store.Condition{IfAbsent: true}, refuse(409, "ConditionalRequestConflict"), "mine", false},
 		{"mine, IfVersion", store.Condition{IfVersion: "v0"}, refuse(412, "PreconditionFailed"), "mine", false},
-		{"another's", store.Condition{IfAbsent: true}, refuse(412, "PreconditionFailed"), "other", true},
+		{"another's", store.Condition{IfAbsent: true}, refuse(412, "PreconditionFailed"), "ours", true},
 		{"longer", store.Condition{IfAbsent: true}, refuse(412, "PreconditionFailed"), "mine and more", true},
 		{"gone", store.Condition{IfVersion: "v0"}, refuse(404, "NoSuchKey"), "", true},
 	} {

@@ -589,21 +589,33 @@ func TestCancelledInAPause(t *testing.T) {
 }
 
 func TestRetryAfter(t *testing.T) {
-	s, _ := serve(t, func(n int, w http.ResponseWriter, _ *http.Request) {
-		if n == 0 {
-			w.Header().Set("Retry-After", "1")
-			refuse(503, "SlowDown")(w)
-			return
+	for _, c := range []struct {
+		after      string
+		maxBackoff time.Duration
+		from, to   time.Duration
+	}{
+		{"1", 2 * time.Second, time.Second, time.Minute},
+		{"3000", 10 * time.Millisecond, 0, time.Minute},
+		{"tomorrow", 10 * time.Millisecond, 0, time.Minute},
+	} {
+		s, _ := serve(t, func(n int, w http.ResponseWriter, _ *http.Request) {
+			if n == 0 {
+				w.Header().Set("Retry-After", c.after)
+				refuse(503, "SlowDown")(w)
+				return
+			}
+			object(w)
+		})
+		s.MaxBackoff = c.maxBackoff
+		ctx, cancel := context.WithTimeout(t.Context(), c.to)
+		begun := time.Now()
+		if _, err := s.Get(ctx, "index/a", store.Read{}); err != nil {
+			t.Error(err)
 		}
-		object(w)
-	})
-	s.MaxBackoff = 2 * time.Second
-	begun := time.Now()
-	if _, err := s.Get(t.Context(), "index/a", store.Read{}); err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(begun); took < time.Second {
-		t.Errorf("it was told to wait for a second and waited %v", took)
+		cancel()
+		if took := time.Since(begun); took < c.from {
+			t.Errorf("told to wait %s, at most %v: it waited %v", c.after, c.maxBackoff, took)
+		}
 	}
 }
 
