@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -33,12 +32,12 @@ type saving struct {
 	dead  dead
 	known map[chunk.ID]uint64 // chunks that the store has, under which epoch
 
-	entries []index.Entry
-	files   []content
-	stats   []receiptFile
-	sources []index.Source
-	probe   int64
-	read    atomic.Bool // some file was read
+	artifacts []index.Found
+	entries   []index.Entry
+	files     []content
+	stats     []receiptFile
+	sources   []index.Source
+	probe     int64
 }
 
 // Save stores what the cache directories hold. Chunks go first and the index last, so a reader sees the old tree or the
@@ -163,7 +162,6 @@ func (s *saving) baseUsable() bool {
 func (s *saving) save(ctx context.Context) error {
 	s.report.Warnings = nil
 	s.dead, s.known, s.base = dead{}, map[chunk.ID]uint64{}, nil
-	s.read.Store(false)
 	if err := s.look(ctx); err != nil {
 		return err
 	}
@@ -195,10 +193,8 @@ func (s *saving) save(ctx context.Context) error {
 		x.Chunks = append(x.Chunks, list[i].chunks...)
 	}
 	s.report.Chunks = len(x.Chunks)
-	if s.read.Load() {
-		if err := s.unchanged(ctx); err != nil {
-			return err
-		}
+	if err := s.unchanged(ctx); err != nil {
+		return err
 	}
 	data, err := s.commit(ctx, u, x)
 	p := s.cache.Progress
@@ -258,7 +254,7 @@ func (s *saving) look(ctx context.Context) error {
 	if err := s.learn(ctx, others); err != nil {
 		return err
 	}
-	s.report.Roots = tree.Roots
+	s.report.Roots, s.artifacts = tree.Roots, tree.Artifacts
 	s.describeArtifacts(tree)
 	return nil
 }
@@ -464,29 +460,26 @@ func (s *saving) describe() index.Build {
 	return b
 }
 
-// unchanged looks at every artifact once more, after some were read: what is saved is the tree as it was at one moment,
-// the walk, or nothing.
+// unchanged walks the cache directories once more: what is saved is the tree as it was at one moment, or nothing. For the
+// first walk has seen each directory at another time, and files were read after it.
 func (s *saving) unchanged(ctx context.Context) error {
-	var g errgroup.Group
-	g.SetLimit(8)
-	for part := range slices.Chunk(s.stats, 512) {
-		g.Go(func() error {
-			for i := range part {
-				if ctx.Err() != nil {
-					return context.Cause(ctx)
-				}
-				st, err := index.LstatFile(s.root, part[i].Path)
-				if err != nil {
-					return fmt.Errorf("%w: %w", ErrChanging, err)
-				}
-				if part[i].Stat != st {
-					return fmt.Errorf("%w: %s", ErrChanging, part[i].Path)
-				}
-			}
-			return nil
-		})
+	w := s.walker
+	w.NoSources = true
+	tree, err := w.Walk(ctx, s.root)
+	if err != nil {
+		return localUnless(ctx, fmt.Errorf("looking at the artifacts again: %w", err))
 	}
-	return g.Wait()
+	was, now := s.artifacts, tree.Artifacts
+	for len(was) > 0 && len(now) > 0 && was[0] == now[0] {
+		was, now = was[1:], now[1:]
+	}
+	switch {
+	case len(was) > 0 && (len(now) == 0 || was[0].Path <= now[0].Path):
+		return fmt.Errorf("%w: %s", ErrChanging, was[0].Path)
+	case len(now) > 0:
+		return fmt.Errorf("%w: %s", ErrChanging, now[0].Path)
+	}
+	return nil
 }
 
 // maxRounds bounds how many collections in a row a save gives way to.

@@ -66,7 +66,6 @@ func (u *upload) run(ctx context.Context, list []*segment) error {
 	if len(list) == 0 {
 		return nil
 	}
-	u.read.Store(true)
 	cores := runtime.GOMAXPROCS(0)
 	g, gctx := errgroup.WithContext(ctx)
 	work := make(chan *segment)
