@@ -63,7 +63,7 @@ type Client struct {
 	path      string
 	transport *http.Transport
 	batches   batches
-	// reached says that the daemon has answered at least once.
+	// reached says that the daemon has answered, and was not away for too long since.
 	reached atomic.Bool
 }
 
@@ -226,6 +226,7 @@ func (c *Client) givesUp(what string, err error, so time.Duration) error {
 	case so < patience:
 		return nil
 	}
+	c.reached.Store(false) // others need not wait for as long
 	f.text = fmt.Sprintf("%s: nbc daemon at %s: %v", what, c.path, f.cause)
 	return f
 }

@@ -191,8 +191,8 @@ func (g guard) checkChunk(ctx context.Context, key string, data []byte) error {
 	return nil
 }
 
-// checkIndex makes sure that data is an index of an epoch that has begun. That no key in it is of a later epoch than
-// itself is one of the rules of the format.
+// checkIndex makes sure that data is an index of an epoch that has begun. No key in it can be of a later epoch: the
+// format has room for ages only.
 func (g guard) checkIndex(ctx context.Context, data []byte) error {
 	epoch, err := g.decodeIndex(ctx, data)
 	if err != nil {

@@ -46,6 +46,8 @@ type Handler struct {
 	health   health
 	// view returns what a peer sees of the store; tests look at the protocol without rules.
 	view func(Peer) store.Store
+	// beat is defaultBeat, unless a test has no time.
+	beat time.Duration
 }
 
 func (h *Handler) start() {
@@ -58,6 +60,9 @@ func (h *Handler) start() {
 		h.shared = newShared(h.Store, h.limits.FarRequests, h.metrics)
 		h.clients = newClients(h.limits, h.metrics)
 		h.checks = newChecks()
+		if h.beat == 0 {
+			h.beat = defaultBeat
+		}
 		if h.view == nil {
 			h.view = func(p Peer) store.Store { return guard{store: h.shared, rules: h.Rules, peer: p, checks: h.checks} }
 		}
@@ -197,7 +202,7 @@ func (x *exchange) during(work func(context.Context) error) error {
 		}()
 		done <- work(x.r.Context())
 	}()
-	beats := time.NewTicker(beat)
+	beats := time.NewTicker(x.h.beat)
 	defer beats.Stop()
 	for {
 		select {

@@ -51,9 +51,9 @@ const (
 	maxLine = 32 << 10
 	// maxText bounds the text of an error in bytes.
 	maxText = 8 << 10
-	// beat is how long a peer is left without a sign of life while the far store takes its time. It is well below
+	// defaultBeat is how long a peer is left without a sign of life while the far store takes its time. It is well below
 	// DefaultIdleTimeout, after which a client takes the daemon for dead.
-	beat = 5 * time.Second
+	defaultBeat = 5 * time.Second
 )
 
 // maxChunk bounds the stored form of a chunk in bytes.

@@ -95,7 +95,9 @@ type deleting struct {
 	behind store.Store
 }
 
-func (d deleting) Delete(ctx context.Context, keys ...string) error { return d.behind.Delete(ctx, keys...) }
+func (d deleting) Delete(ctx context.Context, keys ...string) error {
+	return d.behind.Delete(ctx, keys...)
+}
 
 // TestConformance runs the suite of all stores over the socket, to a daemon that lets everything through: what the
 // protocol carries is carried right. What a daemon with rules does with it the other tests show.

@@ -28,7 +28,9 @@ func (h *Handler) Serve(ctx context.Context, l net.Listener, drain time.Duration
 		ReadHeaderTimeout: h.limits.Header,
 		IdleTimeout:       2 * h.limits.Idle,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		// OPTIONS is no request of the protocol.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, c)
 		},

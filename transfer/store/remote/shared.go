@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -13,7 +12,8 @@ import (
 )
 
 // shared is a Store around the daemon's store: builds that ask for the same chunk at the same time wait for one fetch.
-// It also bounds how many requests are under way at the far store.
+// They all get the same bytes, which they must not change: the one rule of a Store that it does not keep. It also bounds
+// how many requests are under way at the far store.
 type shared struct {
 	store   store.Store
 	slots   *semaphore.Weighted
@@ -36,7 +36,6 @@ type flightKey struct {
 // flight is a fetch that is under way. It belongs to no caller: it ends early when the last one has left.
 type flight struct {
 	callers int // that wait for it; by shared.mu
-	total   int // that ever did; not changed any more when it is done
 	cancel  context.CancelFunc
 	done    chan struct{}
 	object  store.Object // when done
@@ -67,14 +66,10 @@ func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Objec
 	if f.err != nil {
 		return store.Object{}, f.err
 	}
-	o := f.object
-	if _, _, err := r.Span(o.Size); err != nil {
+	if _, _, err := r.Span(f.object.Size); err != nil {
 		return store.Object{}, fmt.Errorf("getting %s: %w", key, err)
 	}
-	if f.total > 1 {
-		o.Data = bytes.Clone(o.Data) // each caller owns what it gets
-	}
-	return o, nil
+	return f.object, nil
 }
 
 // join returns the fetch for k, which it begins if none is under way.
@@ -83,12 +78,11 @@ func (s *shared) join(ctx context.Context, k flightKey) *flight {
 	defer s.mu.Unlock()
 	if f := s.flights[k]; f != nil {
 		f.callers++
-		f.total++
 		s.metrics.joined.Inc()
 		return f
 	}
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &flight{callers: 1, total: 1, cancel: cancel, done: make(chan struct{})}
+	f := &flight{callers: 1, cancel: cancel, done: make(chan struct{})}
 	s.flights[k] = f
 	s.all.Go(func() {
 		defer close(f.done) // when nobody can join any more

@@ -91,12 +91,13 @@ func (x *exchange) chunks(values url.Values) error {
 		defer close(results)
 		x.fetch(ctx, list, results)
 	}()
-	err = x.sendChunks(results)
-	cancel()
-	for f := range results { // those that nobody wants any more
-		f.room.free()
-	}
-	return err
+	defer func() {
+		cancel()
+		for f := range results { // those that nobody wants any more
+			f.room.free()
+		}
+	}()
+	return x.sendChunks(results)
 }
 
 // fetch gets the chunks and gives each to results, which is read until it is closed.
@@ -122,7 +123,7 @@ func (x *exchange) fetch(ctx context.Context, list []wanted, results chan<- fetc
 
 // sendChunks writes what comes until results is closed. Of what is in results when it returns an error nothing is sent.
 func (x *exchange) sendChunks(results <-chan fetched) error {
-	beats := time.NewTicker(beat)
+	beats := time.NewTicker(x.h.beat)
 	defer beats.Stop()
 	sent := 0
 	for {
@@ -149,9 +150,7 @@ func (x *exchange) sendChunks(results <-chan fetched) error {
 		if !more {
 			break
 		}
-		err := x.sendChunk(f)
-		f.room.free()
-		if err != nil {
+		if err := x.sendChunk(f); err != nil {
 			return err
 		}
 		sent++
@@ -163,6 +162,7 @@ func (x *exchange) sendChunks(results <-chan fetched) error {
 }
 
 func (x *exchange) sendChunk(f fetched) error {
+	defer f.room.free()
 	if f.err != nil {
 		if x.r.Context().Err() != nil {
 			return x.r.Context().Err()
@@ -229,14 +229,15 @@ func (x *exchange) list(values url.Values) error {
 			}
 		})
 	}()
-	err := x.sendList(infos)
-	cancel()
-	for range infos { // until it is closed
-	}
-	far := <-done
-	switch {
-	case err != nil:
+	defer func() {
+		cancel()
+		for range infos { // until it is closed
+		}
+	}()
+	if err := x.sendList(infos); err != nil {
 		return err
+	}
+	switch far := <-done; {
 	case far != nil && !x.replied:
 		return far
 	case far != nil:
@@ -247,7 +248,7 @@ func (x *exchange) list(values url.Values) error {
 }
 
 func (x *exchange) sendList(infos <-chan store.Info) error {
-	beats := time.NewTicker(beat)
+	beats := time.NewTicker(x.h.beat)
 	defer beats.Stop()
 	for {
 		select {

@@ -1,0 +1,551 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
+
+	"nbc/transfer/store"
+	"nbc/transfer/store/cached"
+	"nbc/transfer/store/storetest"
+)
+
+// peerVariable makes this program a build of another user: it asks the daemon at the socket that it names.
+const peerVariable = "NBC_TEST_PEER"
+
+// peerMain says what it may do.
+func peerMain(path string) {
+	c, err := Open(path)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer func() { _ = c.Close() }()
+	for _, name := range []string{"a", "b", "c"} {
+		_, err := c.Get(context.Background(), "index/"+name, store.Read{})
+		switch {
+		case errors.Is(err, store.ErrNotExist):
+			fmt.Print(name, " may be read\n")
+		case errors.Is(err, store.ErrRefused):
+			fmt.Print(name, " is refused\n")
+		default:
+			fmt.Println(name, err)
+		}
+	}
+}
+
+// TestPeers asks as other users, by the credentials that the kernel tells.
+func TestPeers(t *testing.T) {
+	me := Peer{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), PID: int32(os.Getpid()), Known: true}
+	h := &Handler{Store: storetest.Memory(), Rules: allow(t, fmt.Sprintf("read a uid=%d\nread b uid=12345\nread c gid=54321",
+		me.UID))}
+	path := socketPath(t)
+	if err := os.Chmod(path[:len(path)-2], 0o755); err != nil { //nolint:gosec // others are to connect
+		t.Fatal(err)
+	}
+	l, err := Listen(Socket{Path: path, Mode: 0o666})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen atomic.Value
+	h.view = func(p Peer) store.Store {
+		seen.Store(p)
+		return guard{store: h.shared, rules: h.Rules, peer: p, checks: h.checks}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- h.Serve(ctx, l, time.Second) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	client := open(t, path)
+	for name, kind := range map[string]error{"a": store.ErrNotExist, "b": store.ErrRefused, "c": store.ErrRefused} {
+		if _, err := client.Get(t.Context(), "index/"+name, store.Read{}); !is(err, kind) {
+			t.Errorf("%s: %v, want %v", name, err, kind)
+		}
+	}
+	if seen.Load() != me {
+		t.Errorf("the peer is %+v, want %+v", seen.Load(), me)
+	}
+	if os.Getuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The program is copied to where another user can run it.
+	data, err := os.ReadFile(exe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := path + ".exe"
+	if err := os.WriteFile(mine, data, 0o755); err != nil { //nolint:gosec // it is to be run
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		uid, gid uint32
+		want     string
+	}{
+		{12345, 12345, "a is refused\nb may be read\nc is refused\n"},
+		{23456, 54321, "a is refused\nb is refused\nc may be read\n"},
+		{23456, 23456, "a is refused\nb is refused\nc is refused\n"},
+	} {
+		cmd := exec.Command(mine) //nolint:gosec // this program
+		cmd.Env = append(os.Environ(), peerVariable+"="+path)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.uid, Gid: c.gid}}
+		out, err := cmd.CombinedOutput()
+		if err != nil || string(out) != c.want {
+			t.Errorf("uid %d, gid %d: %q, %v", c.uid, c.gid, out, err)
+		}
+	}
+}
+
+// descriptors returns how many this process has.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("the system does not tell")
+	}
+	return len(list)
+}
+
+// TestNothingIsLeft serves for a while and ends: no descriptor and no goroutine is left.
+func TestNothingIsLeft(t *testing.T) {
+	memory := storetest.Memory()
+	keys := putChunks(t, memory, 50, 1000)
+	round := func() {
+		h := &Handler{Store: memory, Rules: everything}
+		path := socketPath(t)
+		d := start(t, h, path)
+		c, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := want(t.Context(), c, memory, keys, 16); err != nil {
+			t.Error(err)
+		}
+		for range 20 { // peers that leave in the middle
+			conn, err := net.Dial("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(conn, "PUT /v1/object/index/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nxxx")
+			_ = conn.Close()
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		d.end()
+		for name, n := range map[string]int{
+			"connections": value(t, h.metrics.connections), "requests": value(t, h.metrics.inFlight),
+			"bytes": value(t, h.metrics.bytesHeld), "clients": len(h.clients.byID),
+		} {
+			if n != 0 {
+				t.Errorf("afterwards there are %d %s", n, name)
+			}
+		}
+	}
+	round()
+	leaks := goleak.IgnoreCurrent()
+	before := descriptors(t)
+	for range 3 {
+		round()
+	}
+	goleak.VerifyNone(t, leaks)
+	if after := descriptors(t); after > before {
+		t.Errorf("there were %d descriptors, there are %d", before, after)
+	}
+}
+
+// TestSlowPeers lets peers dawdle in each way, and shows that they are cut off while others are served.
+func TestSlowPeers(t *testing.T) {
+	memory := storetest.Memory()
+	keys := putChunks(t, memory, 20, 500_000)
+	h := &Handler{
+		Store: memory, Rules: everything,
+		Limits: Limits{
+			Header: 200 * time.Millisecond, Idle: 200 * time.Millisecond, SlowRate: 100 << 20, Bytes: 4 << 20, Requests: 6,
+		},
+	}
+	d := start(t, h, socketPath(t))
+	chunks := ""
+	for _, key := range keys {
+		chunks += key + " 600000\n"
+	}
+	post := fmt.Sprintf("POST /v1/chunks HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(chunks), chunks)
+	var all sync.WaitGroup
+	for name, c := range map[string]struct {
+		begin string
+		drip  string
+	}{
+		"says nothing":              {"", ""},
+		"drips a header":            {"GET /v1/object/index/a HTTP/1.1\r\nHost: x\r\n", "X"},
+		"stops in the body":         {"PUT /v1/object/index/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx", ""},
+		"drips a body":              {"PUT /v1/object/index/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n", "x"},
+		"stops in a list of chunks": {"POST /v1/chunks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nchunks", ""},
+		"reads no reply":            {post, ""},
+	} {
+		for range 2 {
+			all.Go(func() {
+				conn, err := net.Dial("unix", d.path)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer func() { _ = conn.Close() }()
+				begun := time.Now()
+				_, _ = io.WriteString(conn, c.begin) // it may be cut off already
+				for {
+					time.Sleep(20 * time.Millisecond)
+					var err error
+					if c.begin == post {
+						// To see whether it is cut off without reading, the peer writes what is not read either.
+						_, err = io.WriteString(conn, "x")
+					} else {
+						_ = conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+						_, _ = io.WriteString(conn, c.drip)
+						_, err = io.Copy(io.Discard, conn)
+						if err == nil {
+							return // the end
+						}
+						if errors.Is(err, os.ErrDeadlineExceeded) {
+							err = nil
+						}
+					}
+					if err != nil {
+						return
+					}
+					if time.Since(begun) > 10*time.Second {
+						t.Errorf("a peer that %s is served for ever", name)
+						return
+					}
+				}
+			})
+		}
+	}
+	client := open(t, d.path)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := want(ctx, client, memory, keys, 8); err != nil {
+		t.Errorf("beside them: %v", err)
+	}
+	all.Wait()
+	for begun := time.Now(); value(t, h.metrics.bytesHeld) > 0; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > 5*time.Second {
+			t.Fatalf("%d bytes are still set aside", value(t, h.metrics.bytesHeld))
+		}
+	}
+}
+
+// TestLimits shows that what is more than the limits waits.
+func TestLimits(t *testing.T) {
+	memory := storetest.Memory()
+	keys := putChunks(t, memory, 200, 1000)
+	var now, most atomic.Int64
+	far := &watchedStore{memory, &now, &most}
+	h := &Handler{Store: far, Rules: everything, Limits: Limits{
+		Idle:  50 * time.Millisecond, // or else those who have all connections keep them for a while
+		Conns: 5, Requests: 3, ClientRequests: 2, FarRequests: 4, Bytes: 20_000, ClientBytes: 10_000,
+	}}
+	d := start(t, h, socketPath(t))
+	var g errgroup.Group
+	for range 4 {
+		c := open(t, d.path)
+		g.Go(func() error {
+			var g errgroup.Group
+			g.SetLimit(16)
+			for _, key := range keys {
+				g.Go(func() error { _, err := c.Get(t.Context(), key, store.Read{Max: 5000}); return err })
+			}
+			return g.Wait()
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	// 10,000 bytes have room for two chunks of which it is not known how large they are.
+	if n := most.Load(); n < 1 || n > 4 {
+		t.Errorf("%d requests of the far store at once", n)
+	}
+
+	// A client that has too many connections is turned away, others are not.
+	h = &Handler{Store: memory, Rules: everything, Limits: Limits{ClientConns: 3}}
+	d = start(t, h, socketPath(t))
+	var conns []net.Conn
+	for range 3 {
+		c, err := net.Dial("unix", d.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+	}
+	c, err := net.Dial("unix", d.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a fourth connection: %v", err)
+	}
+	if n := value(t, h.metrics.turnedAway); n != 1 {
+		t.Errorf("%d were turned away", n)
+	}
+	for _, c := range append(conns, c) {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := want(t.Context(), open(t, d.path), memory, keys[:10], 2); err != nil {
+		t.Errorf("when they have left: %v", err)
+	}
+}
+
+// watchedStore counts its Gets that are under way.
+type watchedStore struct {
+	store.Store
+	now, most *atomic.Int64
+}
+
+func (s *watchedStore) Get(ctx context.Context, key string, r store.Read) (store.Object, error) {
+	n := s.now.Add(1)
+	defer s.now.Add(-1)
+	for {
+		most := s.most.Load()
+		if n <= most || s.most.CompareAndSwap(most, n) {
+			break
+		}
+	}
+	time.Sleep(time.Millisecond)
+	return s.Store.Get(ctx, key, r)
+}
+
+// madeStore makes chunks as they are asked for, so that only what is on its way takes memory.
+type madeStore struct{ size int }
+
+func (s madeStore) Get(_ context.Context, key string, _ store.Read) (store.Object, error) {
+	if !isChunk(key) {
+		return store.Object{}, store.ErrNotExist
+	}
+	data := make([]byte, s.size)
+	copy(data, key)
+	return store.Object{Data: data, Version: "1", Size: int64(s.size)}, nil
+}
+
+func (madeStore) Put(context.Context, string, []byte, store.Condition) (string, error) {
+	return "1", nil
+}
+func (madeStore) List(context.Context, string, func(store.Info) error) error { return nil }
+func (madeStore) Delete(context.Context, ...string) error                    { return nil }
+
+// TestMemory restores 8 times 320 MB at once, of peers that want more than they read, and looks at the heap.
+func TestMemory(t *testing.T) {
+	const size, builds, chunks = 400_000, 8, 800
+	h := &Handler{Store: madeStore{size}, Rules: everything, Limits: Limits{Bytes: 16 << 20}}
+	d := start(t, h, socketPath(t))
+	runtime.GC()
+	var before runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var most uint64
+	stop := make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				most = max(most, m.HeapInuse)
+			}
+		}
+	})
+	var keys []string
+	for i := range chunks {
+		key, _ := aChunk(fmt.Sprint(i), 1)
+		keys = append(keys, key)
+	}
+	var g errgroup.Group
+	for range builds {
+		g.Go(func() error {
+			// As the protocol has it, and nothing kept, so that the heap is the daemon's.
+			body := strings.Join(keys[:400], " 1000000\n") + " 1000000\n"
+			for range 2 {
+				conn, err := net.Dial("unix", d.path)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(conn, "POST /v1/chunks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
+					len(body), body)
+				if err != nil {
+					return err
+				}
+				n, err := io.Copy(io.Discard, conn)
+				if err != nil || n < 400*size {
+					return fmt.Errorf("%d bytes came, %w", n, err)
+				}
+				if err := conn.Close(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	close(stop)
+	watcher.Wait()
+	// The collector of the heap lets as much garbage lie as there is in use.
+	t.Logf("the heap had %d MB before, %d MB at most", before.HeapInuse>>20, most>>20)
+	if grown := int64(most) - int64(before.HeapInuse); grown > 5*16<<20/2 {
+		t.Errorf("it grew by %d MB", grown>>20)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	far := &storetest.Faulty{Store: storetest.Memory()}
+	h := &Handler{Store: far, Rules: everything}
+	get := func(path string) (int, string) {
+		w := httptest.NewRecorder()
+		h.Health().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		return w.Code, w.Body.String()
+	}
+	for range 5 {
+		if code, text := get("/healthz"); code != 200 {
+			t.Errorf("%d %s", code, text)
+		}
+	}
+	if n := far.Calls(); n != 1 {
+		t.Errorf("the far store was asked %d times", n)
+	}
+	far.Fault = storetest.FailFrom(0, fmt.Errorf("no route: %w", store.ErrUnavailable))
+	if code, _ := get("/healthz"); code != 200 {
+		t.Error("an answer is not kept")
+	}
+	h.health.when = time.Now().Add(-healthFor)
+	if code, text := get("/healthz"); code != 503 || !strings.Contains(text, "no route") {
+		t.Errorf("%d %s", code, text)
+	}
+	far.Fault = nil
+	h.health.when = time.Time{}
+	if code, _ := get("/healthz"); code != 200 {
+		t.Error("it does not get well")
+	}
+	h.draining.Store(true)
+	if code, text := get("/healthz"); code != 503 || text != "draining\n" {
+		t.Errorf("%d %s", code, text)
+	}
+	if code, _ := get("/livez"); code != 200 {
+		t.Error("it is not alive")
+	}
+}
+
+// TestNearCopies puts a near store before the far one: what was fetched comes from there, what the far store refuses
+// does not get there, and a Put is answered by the far store.
+func TestNearCopies(t *testing.T) {
+	memory := storetest.Memory()
+	far := &storetest.Faulty{Store: memory}
+	near, err := cached.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := cached.New(near, far)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m, err := NewMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := serve(t, &Handler{Store: s, Rules: everything, Metrics: m})
+	key, stored := aChunk("content", 1)
+	mustPut(t, memory, key, stored)
+	for i, near := range []bool{false, true} {
+		o, err := client.Get(t.Context(), key, store.Read{})
+		if err != nil || o.Near != near {
+			t.Errorf("Get %d: near %v, %v", i, o.Near, err)
+		}
+	}
+	if o, err := client.Get(t.Context(), key, store.Read{Fresh: true}); err != nil || o.Near {
+		t.Errorf("Get that wants no near copy: near %v, %v", o.Near, err)
+	}
+	if n, f := value(t, m.chunks.WithLabelValues("near")), value(t, m.chunks.WithLabelValues("far")); n != 1 || f != 2 {
+		t.Errorf("%d near ones and %d far ones are counted", n, f)
+	}
+	broken := fmt.Errorf("outage: %w", store.ErrUnavailable)
+	far.Fault = storetest.FailFrom(0, broken)
+	if o, err := client.Get(t.Context(), key, store.Read{}); err != nil || !o.Near {
+		t.Errorf("Get of a near copy during an outage: %v", err)
+	}
+	if _, err := client.Put(t.Context(), key, stored, store.Condition{}); !is(err, store.ErrUnavailable) {
+		t.Errorf("Put of what is near already: %v", err)
+	}
+	other, otherStored := aChunk("other", 1)
+	if _, err := client.Put(t.Context(), other, otherStored, store.Condition{}); !is(err, store.ErrUnavailable) {
+		t.Errorf("Put during an outage: %v", err)
+	}
+	far.Fault = nil
+	if _, err := client.Get(t.Context(), other, store.Read{}); !is(err, store.ErrNotExist) {
+		t.Errorf("Get of what was not put: %v", err)
+	}
+}
+
+// TestBeats lets the far store take longer than a client waits for a silent daemon.
+func TestBeats(t *testing.T) {
+	const beat = 200 * time.Millisecond
+	memory := storetest.Memory()
+	key, stored := aChunk("content", 1)
+	mustPut(t, memory, key, stored)
+	mustPut(t, memory, "index/a", anIndex(t, 1, "content"))
+	client := serve(t, &Handler{Store: slow(memory, 12*beat), Rules: everything, beat: beat})
+	client.IdleTimeout, client.FirstPatience, client.Patience = 6*beat, time.Millisecond, time.Millisecond
+	var g errgroup.Group
+	for what, call := range map[string]func() error{
+		"Get of a chunk":  func() error { _, err := client.Get(t.Context(), key, store.Read{}); return err },
+		"Get of an index": func() error { _, err := client.Get(t.Context(), "index/a", store.Read{}); return err },
+		"Put":             func() error { _, err := client.Put(t.Context(), key, stored, store.Condition{}); return err },
+		"large Put": func() error {
+			_, err := client.Put(t.Context(), "index/b", largeIndex(t), store.Condition{})
+			return err
+		},
+		"List": func() error { return client.List(t.Context(), "index/", func(store.Info) error { return nil }) },
+	} {
+		g.Go(func() error {
+			if err := call(); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+}

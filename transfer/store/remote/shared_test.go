@@ -1,0 +1,212 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"nbc/transfer/store"
+	"nbc/transfer/store/storetest"
+)
+
+func newTestShared(t testing.TB, s store.Store) *shared {
+	t.Helper()
+	m, err := NewMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newShared(s, 64, m)
+}
+
+func TestSharedConformance(t *testing.T) {
+	storetest.Test(t, func(t *testing.T) store.Store {
+		s := newTestShared(t, storetest.Memory())
+		t.Cleanup(s.wait)
+		return s
+	})
+}
+
+// TestFetchedOnce lets eight builds restore the same chunks at the same time, through sockets.
+func TestFetchedOnce(t *testing.T) {
+	memory := storetest.Memory()
+	keys := putChunks(t, memory, 300, 2000)
+	var mu sync.Mutex
+	fetched := map[string]int{}
+	far := &storetest.Faulty{Store: memory, Fault: func(c storetest.Call) storetest.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		fetched[c.Key]++
+		return storetest.Fault{Delay: 20 * time.Millisecond}
+	}}
+	// Bytes are no limit here: the builds are to be side by side.
+	h := &Handler{Store: far, Rules: everything, Limits: Limits{Bytes: 1 << 30, ClientBytes: 1 << 30}}
+	d := start(t, h, socketPath(t))
+	// All ask for the same ones at the same time; who is behind waits for the others, so nobody comes when it is too late.
+	const builds, atOnce = 8, 30
+	clients := make([]*Client, builds)
+	for i := range clients {
+		clients[i] = open(t, d.path)
+	}
+	for i := 0; i < len(keys); i += atOnce {
+		var g errgroup.Group
+		for _, c := range clients {
+			g.Go(func() error { return want(t.Context(), c, memory, keys[i:i+atOnce], atOnce) })
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	total := 0
+	for _, n := range fetched {
+		total += n
+	}
+	joined := value(t, h.metrics.joined)
+	t.Logf("%d builds got %d chunks: %d fetches, %d joined", builds, len(keys), total, joined)
+	// On a machine that is busy a build may come after the fetch has ended, and begin another.
+	if total > len(keys)*5/4 {
+		t.Errorf("%d chunks were fetched %d times", len(keys), total)
+	}
+	if total+joined != builds*len(keys) {
+		t.Errorf("%d fetches and %d that joined are not %d Gets", total, joined, builds*len(keys))
+	}
+}
+
+// TestLeaving lets the callers of one fetch leave in every order but the last.
+func TestLeaving(t *testing.T) {
+	key, stored := aChunk("content", 1)
+	synctest.Test(t, func(t *testing.T) {
+		memory := storetest.Memory()
+		mustPut(t, memory, key, stored)
+		far := slow(memory, time.Second)
+		s := newTestShared(t, far)
+		errs := make([]error, 3)
+		var all sync.WaitGroup
+		cause := errors.New("enough")
+		for i := range errs {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			all.Go(func() {
+				_, errs[i] = s.Get(ctx, key, store.Read{})
+				cancel(nil)
+			})
+			synctest.Wait()
+			if i < 2 { // the one who has begun it leaves first
+				time.AfterFunc(time.Duration(i+1)*100*time.Millisecond, func() { cancel(cause) })
+			}
+		}
+		all.Wait()
+		if !errors.Is(errs[0], cause) || !errors.Is(errs[1], cause) || errs[2] != nil {
+			t.Errorf("%v, %v, %v", errs[0], errs[1], errs[2])
+		}
+		if n := far.Count(storetest.Get); n != 1 {
+			t.Errorf("it was fetched %d times", n)
+		}
+
+		// When all have left, the fetch is given up, and who comes then begins another.
+		given := context.Canceled
+		far.Fault = func(c storetest.Call) storetest.Fault { return storetest.Fault{Hang: c.N == 1} }
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() {
+			synctest.Wait()
+			cancel(given)
+		}()
+		if _, err := s.Get(ctx, key, store.Read{}); !errors.Is(err, given) {
+			t.Errorf("a Get that has left: %v", err)
+		}
+		if _, err := s.Get(t.Context(), key, store.Read{}); err != nil {
+			t.Errorf("a Get after one that has left: %v", err)
+		}
+		s.wait()
+		if n := far.Count(storetest.Get); n != 3 {
+			t.Errorf("it was fetched %d times", n)
+		}
+	})
+}
+
+// TestJoinedErrors gives the error of one fetch to all who wait for it, and to nobody else.
+func TestJoinedErrors(t *testing.T) {
+	key, stored := aChunk("content", 1)
+	memory := storetest.Memory()
+	mustPut(t, memory, key, stored)
+	broken := fmt.Errorf("far: %w", store.ErrUnavailable)
+	var failing atomic.Bool
+	failing.Store(true)
+	s := newTestShared(t, &storetest.Faulty{Store: memory, Fault: func(storetest.Call) storetest.Fault {
+		if failing.Load() {
+			return storetest.Fault{Delay: 50 * time.Millisecond, Before: broken}
+		}
+		return storetest.Fault{}
+	}})
+	var g errgroup.Group
+	for range 5 {
+		g.Go(func() error {
+			if _, err := s.Get(t.Context(), key, store.Read{}); !is(err, store.ErrUnavailable) {
+				return fmt.Errorf("Get: %w", err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	failing.Store(false)
+	if _, err := s.Get(t.Context(), key, store.Read{}); err != nil {
+		t.Errorf("a Get after the outage: %v", err)
+	}
+	s.wait()
+}
+
+// TestFreshIsNotShared keeps a Get that passes near copies by apart from those that do not, and each caller's limit its
+// own.
+func TestFreshIsNotShared(t *testing.T) {
+	key, stored := aChunk("content", 1)
+	memory := storetest.Memory()
+	mustPut(t, memory, key, stored)
+	var mu sync.Mutex
+	reads := map[bool]int{}
+	far := &readingStore{memory, func(r store.Read) {
+		mu.Lock()
+		reads[r.Fresh]++
+		mu.Unlock()
+		time.Sleep(50 * time.Millisecond)
+	}}
+	s := newTestShared(t, far)
+	var g errgroup.Group
+	for i := range 6 {
+		g.Go(func() error {
+			r := store.Read{Fresh: i%2 == 0}
+			if i > 3 {
+				r.Max = 1
+			}
+			_, err := s.Get(t.Context(), key, r)
+			if i > 3 != errors.Is(err, store.ErrTooLarge) {
+				return fmt.Errorf("Get %+v: %w", r, err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil && errors.Unwrap(err) != nil {
+		t.Error(err)
+	}
+	if reads[true] == 0 || reads[false] == 0 || reads[true]+reads[false] > 4 {
+		t.Errorf("%d fresh reads and %d others", reads[true], reads[false])
+	}
+	s.wait()
+}
+
+type readingStore struct {
+	store.Store
+	read func(store.Read)
+}
+
+func (s *readingStore) Get(ctx context.Context, key string, r store.Read) (store.Object, error) {
+	s.read(r)
+	return s.Store.Get(ctx, key, r)
+}
