@@ -13,20 +13,21 @@ import (
 	"nbc/mtime"
 )
 
-// probe returns the present by the clock of the file system that holds dir, and its device. It leaves nothing behind,
-// whenever the process is killed, and does not change the time of dir, where the file system has files without names.
-func probe(dir string) (dev uint64, now int64, err error) {
-	if dev, now, err = probeUnnamed(dir); !errors.Is(err, errors.ErrUnsupported) {
-		return dev, now, err
+// probe returns the present by the clock of the file system that holds dir. Where that has files without names it leaves
+// nothing behind, whenever the process is killed, and does not change the time of dir.
+func probe(dir string) (int64, error) {
+	now, err := probeUnnamed(dir)
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return now, err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
-		return 0, 0, &fs.PathError{Op: "stat", Path: dir, Err: err}
+		return 0, &fs.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	if now, err = mtime.Probe(dir); err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	return index.StatOf(&st).Dev, now, setDirTime(dir, st.Mtim.Nano())
+	return now, setDirTime(dir, st.Mtim.Nano())
 }
 
 // settle returns a time of the file system's clock that is newer than every ctime among stats. From then on whatever
@@ -37,20 +38,20 @@ func probe(dir string) (dev uint64, now int64, err error) {
 // Dirs are where to ask, one directory on each file system; for these may have clocks of different machines, the result
 // is the earliest. One that cannot be written to, other than the first, is taken to have the clock of the others.
 func settle(dirs []string, stats ...[]index.Stat) (int64, error) {
-	newest := map[uint64]int64{}
+	var newest int64
 	for _, list := range stats {
 		for i := range list {
-			newest[list[i].Dev] = max(newest[list[i].Dev], list[i].CTime)
+			newest = max(newest, list[i].CTime)
 		}
 	}
 	var earliest int64
 	for i, dir := range dirs {
 		for try := 0; ; try++ {
-			dev, now, err := probe(dir)
+			now, err := probe(dir)
 			if err != nil && i == 0 {
 				return 0, err
 			}
-			if err == nil && now <= newest[dev] && try < 20 {
+			if err == nil && now <= newest && try < 20 {
 				time.Sleep(time.Millisecond)
 				continue
 			}

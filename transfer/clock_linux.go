@@ -6,25 +6,22 @@ import (
 	"io/fs"
 
 	"golang.org/x/sys/unix"
-
-	"nbc/index"
 )
 
-// probeUnnamed makes a file without a name in dir, and returns its device and time.
-func probeUnnamed(dir string) (dev uint64, now int64, err error) {
+// probeUnnamed makes a file without a name in dir, and returns its time.
+func probeUnnamed(dir string) (int64, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL),
 		errors.Is(err, unix.ENOENT):
-		return 0, 0, fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+		return 0, fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
 	case err != nil:
-		return 0, 0, &fs.PathError{Op: "open", Path: dir, Err: err}
+		return 0, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return 0, 0, &fs.PathError{Op: "stat", Path: dir, Err: err}
+		return 0, &fs.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	s := index.StatOf(&st)
-	return s.Dev, s.MTime, nil
+	return st.Mtim.Nano(), nil
 }

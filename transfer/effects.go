@@ -160,7 +160,7 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 	policy := mtime.Policy{Times: r.o.Times, OnSkew: r.o.OnSkew}
 	newest := max(c.index.Newest(), e.changes.Newest())
 	clock := e.workPaths()[0]
-	_, now, err := probe(clock)
+	now, err := probe(clock)
 	if err != nil {
 		return local(err)
 	}
@@ -178,7 +178,7 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 	}
 
 	for {
-		if _, now, err = probe(clock); err != nil {
+		if now, err = probe(clock); err != nil {
 			return local(err)
 		}
 		if shift != 0 {

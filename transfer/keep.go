@@ -94,7 +94,8 @@ func (k *keeping) wholeDirs(tree *index.Tree, x *index.Index, shift int64) {
 	}
 	for i := len(tree.Artifacts) - 1; i >= 0; i-- { // children before their parents
 		a := &tree.Artifacts[i]
-		if a.Kind != index.Dir || kept[a.Path] != onDisk[a.Path] || kept[a.Path] != wanted[a.Path] {
+		if a.Kind != index.Dir || kept[a.Path] != onDisk[a.Path] || kept[a.Path] != wanted[a.Path] ||
+			len(a.Path) > maxKeptPath {
 			continue
 		}
 		e, ok := x.Find(a.Path)

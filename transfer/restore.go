@@ -63,7 +63,7 @@ func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, 
 	}
 	r.dirs = w.Dirs
 	r.receipt = &receipt{Name: o.Name, Fallbacks: o.Fallbacks, Tree: o.Tree, Outcome: outcomeFailed}
-	if _, r.receipt.SourceProbe, err = probe(r.root); err != nil {
+	if r.receipt.SourceProbe, err = probe(r.root); err != nil {
 		r.receipt.SourceProbe = 0 // proves nothing
 	}
 	r.old = b.load()

@@ -55,7 +55,7 @@ func TestRestoreSetsTimes(t *testing.T) {
 			t.Errorf("%s has the time %d", p, got)
 		}
 	}
-	_, now, err := probe(w.root)
+	now, err := probe(w.root)
 	w.must(err)
 	for _, p := range []string{"changed.c", "new.c", "."} {
 		if got := w.stat(p).MTime; got > now || got < now-int64(time.Minute) {
@@ -541,7 +541,7 @@ func TestRestoreReadsTheIndexAgain(t *testing.T) {
 func TestRestoreGuardsAgainstClocksThatRunAhead(t *testing.T) {
 	w := newWorld(t, nil)
 	w.put(map[string]string{"a.c": "a", "same.c": "s", "build/a.o": "object", "build/old.o": "old"})
-	_, now, err := probe(w.root)
+	now, err := probe(w.root)
 	w.must(err)
 	ahead := now + int64(time.Hour)
 	w.touch("build/a.o", ahead)
@@ -577,7 +577,7 @@ func TestRestoreGuardsAgainstClocksThatRunAhead(t *testing.T) {
 	// Two seconds are waited for.
 	w.touch("build/a.o", now)
 	w.touch("build/old.o", now)
-	_, now, err = probe(w.root)
+	now, err = probe(w.root)
 	w.must(err)
 	w.touch("same.c", now+int64(2*time.Second))
 	w.saved(SaveOptions{Name: "n", Tree: build})
@@ -587,7 +587,7 @@ func TestRestoreGuardsAgainstClocksThatRunAhead(t *testing.T) {
 		t.Errorf("waited %v", rep.Waited)
 	}
 	// The wait ends with the context.
-	_, now, err = probe(w.root)
+	now, err = probe(w.root)
 	w.must(err)
 	w.touch("same.c", now+int64(8*time.Second))
 	w.saved(SaveOptions{Name: "n", Tree: build})
