@@ -100,11 +100,14 @@ func (g *collection) ahead(ctx context.Context, st State, what string, epoch uin
 	return errMoved
 }
 
-// listIndexes returns what is in the folder of indexes.
+// listIndexes returns the indexes. What has a key that no cache name has is none, and never was: no saver writes it. For
+// example, some S3 servers list the temporary files of uploads.
 func (g *collection) listIndexes(ctx context.Context) ([]store.Info, error) {
 	var list []store.Info
 	err := g.cache.Store.List(ctx, index.Prefix, func(i store.Info) error {
-		list = append(list, i)
+		if _, err := index.ParsePath(i.Key); err == nil {
+			list = append(list, i)
+		}
 		return nil
 	})
 	if err != nil {
@@ -194,8 +197,7 @@ func (g *collection) readIndex(ctx context.Context, info store.Info) (indexKeys,
 	x := indexKeys{info: info}
 	var err error
 	if x.name, err = index.ParsePath(info.Key); err != nil {
-		x.name = info.Key
-		return x, fmt.Errorf("%w: no cache name has this key", index.ErrInvalid)
+		return x, err
 	}
 	const tries = 10
 	first := int64(keysFirst)
