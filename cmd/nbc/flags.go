@@ -35,6 +35,7 @@ type options struct {
 	requests             int
 	json, quiet          bool
 	jsonFile             string
+	gc                   transfer.CollectOptions
 }
 
 // maxRequests is far above what one machine can make use of; it bounds what a typing error can do to a store.

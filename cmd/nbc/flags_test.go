@@ -35,6 +35,12 @@ var samples = map[string]struct{ good, bad string }{
 	"quiet":         {"true", "a bit"},
 	"json":          {"true", "xml"},
 	"json-file":     {"/tmp/json", ""},
+
+	"dry-run":          {"true", "perhaps"},
+	"grace":            {"2d", "-1h"},
+	"keep-within":      {"30d", "0d"},
+	"keep":             {"main\n*/main", "{a"},
+	"i-am-the-only-gc": {"1", "2"},
 }
 
 // verbs returns every command that has flags with variables.

@@ -87,6 +87,7 @@ the meaning from the next character.
 		saveCommand(a),
 		runCommand(a),
 		timesCommand(a),
+		gcCommand(a),
 		versionCommand(a),
 		manCommand(a),
 		topic("exit-codes", "The exit codes of nbc", exitCodes),
