@@ -163,13 +163,16 @@ func TestDecodeUsesTheBuffer(t *testing.T) {
 	if err != nil || &got[0] != &buf[0] {
 		t.Errorf("a buffer that is large enough is not used: %v", err)
 	}
-	// What lies behind the size is not the decoder's.
+	// What lies far behind the size is not the decoder's, and is there for the next chunk.
 	large := bytes.Repeat([]byte{0xaa}, 2*len(plain))
-	if _, err := Decode(large[:0], stored, Sum(plain), len(plain)); err != nil {
+	if got, err = Decode(large[:0], stored, Sum(plain), len(plain)); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(large[len(plain):], bytes.Repeat([]byte{0xaa}, len(plain))) {
+	if behind := large[len(plain)+decodeSlack:]; !bytes.Equal(behind, bytes.Repeat([]byte{0xaa}, len(behind))) {
 		t.Error("bytes behind the size are changed")
+	}
+	if &got[0] != &large[0] || cap(got) != cap(large) {
+		t.Errorf("of a buffer of %d bytes %d are left", cap(large), cap(got))
 	}
 }
 

@@ -52,7 +52,7 @@ func MaxEncoded(size int) int { return size + size>>10 + 64 }
 
 // Decode appends the plain bytes of the chunk id to buf[:0], size of them, and returns it. It returns [ErrCorrupt]
 // if stored is anything but one zstd frame of that chunk. A buffer with a capacity of size is not reallocated; what it
-// held is lost, on an error too.
+// held is lost, on an error too, and so may be 32 bytes behind the size. It keeps its capacity for the next chunk.
 func Decode(buf, stored []byte, id ID, size int) ([]byte, error) {
 	if size < 0 || size > MaxSize {
 		return nil, fmt.Errorf("%w: %s: size %d is out of bounds", ErrCorrupt, id, size)
@@ -67,9 +67,9 @@ func Decode(buf, stored []byte, id ID, size int) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %s: %d bytes instead of %d", ErrCorrupt, id, claim, size)
 	}
 	if cap(buf) < size {
-		buf = make([]byte, 0, size)
+		buf = make([]byte, 0, size+decodeSlack)
 	}
-	plain, err := decoder().DecodeAll(stored, buf[:0:size])
+	plain, err := decoder().DecodeAll(stored, buf[:0:min(cap(buf), size+decodeSlack)])
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, id, err)
@@ -78,5 +78,9 @@ func Decode(buf, stored []byte, id ID, size int) ([]byte, error) {
 	case Sum(plain) != id:
 		return nil, fmt.Errorf("%w: %s: the bytes have another ID", ErrCorrupt, id)
 	}
-	return plain, nil
+	return buf[:size], nil // that is plain, which has not all of the capacity
 }
+
+// decodeSlack is room behind a chunk's bytes that makes the decoder a tenth faster: it copies 16 bytes at a time
+// without looking where the buffer ends.
+const decodeSlack = 32
