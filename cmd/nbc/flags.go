@@ -36,6 +36,7 @@ type options struct {
 	json, quiet          bool
 	jsonFile             string
 	gc                   transfer.CollectOptions
+	daemon               daemonOptions
 }
 
 // maxRequests is far above what one machine can make use of; it bounds what a typing error can do to a store.
@@ -54,14 +55,19 @@ func (o *options) treeFlags(f *pflag.FlagSet) {
 		"cache name to use when there is nothing for the first one; may be repeated, in order")
 }
 
-// placeFlags say where the store, the tree and the receipt are.
-func (o *options) placeFlags(f *pflag.FlagSet) {
+// storeFlags say where the store is, and what is kept near of it.
+func (o *options) storeFlags(f *pflag.FlagSet) {
 	f.Var(&value[string]{&o.store, anything, "", "URL"}, "store",
 		"s3://bucket/prefix or a directory (see nbc help stores); by default a directory in your cache directory")
 	f.Var(&value[string]{&o.near, anything, "", "DIR"}, "near",
 		"where copies of what was fetched from S3 are kept, or off; by default a directory in your cache directory")
 	f.Var(&value[int64]{&o.nearSize, byteCount, "", "SIZE"}, "near-size",
 		"how much is kept there at most, such as 500M or 20G (default 10G)")
+}
+
+// placeFlags say where the store, the tree and the receipt are.
+func (o *options) placeFlags(f *pflag.FlagSet) {
+	o.storeFlags(f)
 	o.source = "."
 	f.Var(&value[string]{&o.source, notEmpty, o.source, "DIR"}, "source", "the source tree")
 	f.Var(&value[string]{&o.state, anything, "", "FILE"}, "state",
@@ -103,6 +109,21 @@ func completions(cmd *cobra.Command) {
 		"requests":  nil,
 		"fallback":  nil,
 		"near-size": nil,
+
+		"listen":          nil,
+		"allow-read":      nil,
+		"allow-write":     nil,
+		"allow-uid":       nil,
+		"allow-gid":       nil,
+		"socket-mode":     nil,
+		"socket-group":    nil,
+		"metrics":         nil,
+		"drain":           nil,
+		"max-connections": nil,
+		"max-requests":    nil,
+		"max-bytes":       nil,
+		"log-format":      {string(logText), string(logJSON)},
+		"log-level":       {"debug", "info", "warn", "error"},
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			// The only error is that the flag is not there, or was registered before.

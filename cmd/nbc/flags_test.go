@@ -41,6 +41,22 @@ var samples = map[string]struct{ good, bad string }{
 	"keep-within":      {"30d", "0d"},
 	"keep":             {"main\n*/main", "{a"},
 	"i-am-the-only-gc": {"1", "2"},
+
+	"listen":          {"unix:/run/nbc/nbc.sock", "/run/nbc/nbc.sock"},
+	"allow-read":      {"myapp/**\nmain", `a\`},
+	"allow-write":     {"pr-*", "a\x01b"},
+	"allow-uid":       {"0\nroot", "nobody-has-this-name"},
+	"allow-gid":       {"30000", "-1"},
+	"rules":           {"/tmp/rules", ""},
+	"socket-mode":     {"0666", "rw-rw-rw-"},
+	"socket-group":    {"0", "nobody-has-this-name"},
+	"metrics":         {"127.0.0.1:9137", ":9137"},
+	"drain":           {"5s", "5"},
+	"max-connections": {"100", "0"},
+	"max-requests":    {"10", "many"},
+	"max-bytes":       {"10M", "10MB"},
+	"log-format":      {"json", "xml"},
+	"log-level":       {"debug", "loud"},
 }
 
 // verbs returns every command that has flags with variables.

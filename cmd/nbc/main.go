@@ -88,6 +88,7 @@ the meaning from the next character.
 		runCommand(a),
 		timesCommand(a),
 		gcCommand(a),
+		daemonCommand(a),
 		versionCommand(a),
 		manCommand(a),
 		topic("exit-codes", "The exit codes of nbc", exitCodes),

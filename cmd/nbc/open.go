@@ -13,6 +13,7 @@ import (
 	"nbc/transfer/store"
 	"nbc/transfer/store/cached"
 	"nbc/transfer/store/dir"
+	"nbc/transfer/store/remote"
 	"nbc/transfer/store/s3"
 )
 
@@ -22,6 +23,7 @@ const storesHelp = `A store is named by a URL, in --store or NBC_STORE:
   file:///abs/path           a directory
   /abs/path, ./path          a directory
   s3://bucket/prefix?...     S3, or a server that speaks its protocol
+  unix:/run/nbc/nbc.sock     what an nbc daemon of this machine serves
 
 Credentials for S3 come from where the AWS tools have them: environment, files,
 roles. After the question mark may stand
@@ -41,8 +43,9 @@ not used for the longest time goes first. --near off does without.`
 
 // location is a store that is named and not yet opened.
 type location struct {
-	dir string // of a directory store
-	s3  string // the URL of a bucket; if both are empty it is the default
+	dir  string // of a directory store
+	s3   string // the URL of a bucket
+	unix string // the path of a daemon's socket; if all are empty it is the default
 }
 
 // openedStore is a store that can be closed.
@@ -73,11 +76,18 @@ func parseStore(text string) (location, error) {
 		return location{dir: u.Path}, nil
 	case "s3":
 		return location{s3: text}, s3.CheckURL(text)
+	case "unix":
+		if u.Host != "" || u.RawQuery != "" || u.Opaque != "" || !filepath.IsAbs(u.Path) {
+			return location{}, &hinted{
+				fmt.Errorf("%q does not name a socket of this machine", text), "its path is absolute: unix:/run/nbc/nbc.sock",
+			}
+		}
+		return location{unix: filepath.Clean(u.Path)}, nil
 	case "":
 		return location{}, &hinted{fmt.Errorf("%q is not a URL", text), "a directory begins with / or ./"}
 	}
 	return location{}, &hinted{
-		fmt.Errorf("no store of the kind %q is known", u.Scheme), "it can be s3, file or a path; see nbc help stores",
+		fmt.Errorf("no store of the kind %q is known", u.Scheme), "it can be s3, unix, file or a path; see nbc help stores",
 	}
 }
 
@@ -127,8 +137,11 @@ func (o *options) openNear(l location) (*cached.Near, error) {
 
 // open opens the store, which for a directory makes it.
 func (l location) open(ctx context.Context) (openedStore, error) {
-	if l.s3 != "" {
+	switch {
+	case l.s3 != "":
 		return s3.Open(ctx, l.s3)
+	case l.unix != "":
+		return remote.Open(l.unix)
 	}
 	path := l.dir
 	if path == "" {
