@@ -188,7 +188,7 @@ func scenes() []scene {
 		}, do: "restore"},
 		{name: "restore after one that was killed", before: func(s *site) {
 			s.put(map[string]string{
-				".nbc-work/old/0/obj/a.o": "old", ".nbc-work/old/2": "1", ".nbc-work/new/1/prog": "new", ".nbc-probe-0123": "",
+				".nbc-work/old/0/obj/a.o": "old", ".nbc-work/old/2": "1", ".nbc-work/new/1/prog": "new", ".nbc-probe-0123456789abcdef": "",
 			})
 			s.must(s.in(func(b *Build) error { return nil }))
 			s.must(os.WriteFile(s.state+".journal", []byte(`{"version":1,"work":["`+s.path(workName)+`"]}`), 0o600))

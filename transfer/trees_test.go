@@ -73,7 +73,7 @@ func TestTreeWithOddNames(t *testing.T) {
 	for _, name := range oddNames {
 		other.write("src/"+name, "source")
 	}
-	if rep := other.hit(RestoreOptions{}); rep.Sources.Unchanged != len(oddNames)+1 {
+	if rep := other.hit(RestoreOptions{}); rep.Sources.Unchanged != len(oddNames)+2 {
 		t.Errorf("%+v", rep.Sources)
 	}
 	for _, name := range oddNames {
