@@ -5,7 +5,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -66,6 +68,8 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code,
 			"json": jsonHas,
+
+			"fetch": fetch,
 		},
 	})
 }
@@ -119,6 +123,21 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 	if got != args[0] {
 		ts.Fatalf("it ended with %s, not %s", got, args[0])
 	}
+}
+
+// fetch writes what is at a URL to a file: "fetch http://127.0.0.1:9137/healthz page".
+func fetch(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: fetch URL FILE")
+	}
+	resp, err := http.Get(args[0])
+	ts.Check(err)
+	data, err := io.ReadAll(resp.Body)
+	ts.Check(errors.Join(err, resp.Body.Close()))
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("%s: %s", resp.Status, data)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), data, 0o600))
 }
 
 // ending is an exit code, or the number of a signal and "!".
