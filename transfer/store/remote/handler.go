@@ -292,7 +292,7 @@ func (x *exchange) tell(err error) {
 	if !log.Enabled(x.r.Context(), level) {
 		return
 	}
-	attrs := []any{"result", result, "took", time.Since(x.begun).Round(time.Microsecond)}
+	attrs := []any{"result", result, "seconds", time.Since(x.begun).Seconds()}
 	if x.key != "" {
 		attrs = append(attrs, "key", x.key)
 	}

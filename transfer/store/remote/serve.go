@@ -46,12 +46,12 @@ func (h *Handler) Serve(ctx context.Context, l net.Listener, drain time.Duration
 	case <-ctx.Done():
 	}
 	h.draining.Store(true)
-	log.Info("draining", "at_most", drain)
+	log.Info("draining", "for_seconds_at_most", drain.Seconds())
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
 	err := s.Shutdown(limited)
 	if errors.Is(err, context.DeadlineExceeded) {
-		log.Warn("requests were broken off", "after", drain)
+		log.Warn("requests were broken off", "after_seconds", drain.Seconds())
 		err = s.Close()
 	}
 	<-served
