@@ -217,6 +217,7 @@ func (s *entrySection) entries() ([]Entry, error) {
 			if e.Target, targets, ok = strings.Cut(targets, "\x00"); !ok {
 				return nil, fmt.Errorf("%w: entry %d: a link without a target", ErrInvalid, i)
 			}
+			e.MTime = times.next()
 		case HardLink:
 			back := names.next()
 			if back > uint64(i) || entries[uint64(i)-back].Kind != File {

@@ -126,6 +126,7 @@ func (x *Index) entrySection() *entrySection {
 			times = append(times, e.MTime)
 		case Link:
 			s.Targets = append(append(s.Targets, e.Target...), 0)
+			times = append(times, e.MTime)
 		case HardLink:
 			file, _ := x.hardLink(i) // found by Validate
 			s.Names = binary.AppendUvarint(s.Names, uint64(i-file))

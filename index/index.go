@@ -77,7 +77,7 @@ type Entry struct {
 	Mode uint16
 	// Size in bytes of a File, else 0.
 	Size int64
-	// MTime in nanoseconds since 1970; 0 for Link and HardLink.
+	// MTime in nanoseconds since 1970, of a Link that of the link itself; 0 for HardLink.
 	MTime int64
 	// Target is where a Link leads to, as it stands in the link, or the path of the File that a HardLink is another
 	// name of.

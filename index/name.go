@@ -11,12 +11,13 @@ import (
 // Prefix is where all indexes of a store are.
 const Prefix = "index/"
 
-// maxEscaped bounds an escaped cache name, so that it is one file name with room for a temporary one's suffix.
-const maxEscaped = 200
+// maxEscaped bounds an escaped cache name, so that it is one file name everywhere.
+const maxEscaped = 240
 
-// Path returns the object's key of a cache name: "index/" and the name with every byte other than letters, digits and
-// "._-+@=" written as "~" and two hexadecimal digits, a dot at its start as well. It refuses names that are empty, too
-// long, not UTF-8, or hold control characters.
+// Path returns the object's key of a cache name: "index/" and the name with every byte other than lower-case letters,
+// digits and "._-+@=" written as "~" and two hexadecimal digits, a dot at its start as well. Upper-case letters are not
+// left as they are, because there are file systems on which two names that differ by them alone would be one file. It
+// refuses names that are empty, too long, not UTF-8, or hold control characters.
 func Path(name string) (string, error) {
 	if name == "" {
 		return "", fmt.Errorf("a cache name is empty")
@@ -40,7 +41,7 @@ func Path(name string) (string, error) {
 }
 
 func plain(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("._-+@=", c) >= 0
+	return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || strings.IndexByte("._-+@=", c) >= 0
 }
 
 // ParsePath is the inverse of [Path]. A key that Path would not have made is refused.

@@ -16,9 +16,10 @@ func TestPath(t *testing.T) {
 		"..":                                  "index/~2e.",
 		"a.b-c_d+e@f=g":                       "index/a.b-c_d+e@f=g",
 		"~":                                   "index/~7e",
-		"A~2fb":                               "index/A~7e2fb",
-		strings.Repeat("n", 200):              "index/" + strings.Repeat("n", 200),
-		strings.Repeat("/", 66) + "ab":        "index/" + strings.Repeat("~2f", 66) + "ab",
+		"A~2fb":                               "index/~41~7e2fb",
+		"App":                                 "index/~41pp",
+		strings.Repeat("n", 240):              "index/" + strings.Repeat("n", 240),
+		strings.Repeat("/", 79) + "abc":       "index/" + strings.Repeat("~2f", 79) + "abc",
 		"../../etc/passwd":                    "index/~2e.~2f..~2fetc~2fpasswd",
 		"user@host:repo?x=1&y=2#main%20 <>|*": "index/user@host~3arepo~3fx=1~26y=2~23main~2520~20~3c~3e~7c~2a",
 	} {
@@ -31,7 +32,7 @@ func TestPath(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"", "a\x00", "a\nb", "\x7f", "a\u0085", "\xff", "a\xc3", strings.Repeat("n", 201), strings.Repeat("/", 67),
+		"", "a\x00", "a\nb", "\x7f", "a\u0085", "\xff", "a\xc3", strings.Repeat("n", 241), strings.Repeat("/", 81),
 	} {
 		if got, err := Path(name); err == nil {
 			t.Errorf("Path(%q) = %q; want an error", name, got)
@@ -40,7 +41,7 @@ func TestPath(t *testing.T) {
 	for _, path := range []string{
 		"", "index", "index/", "chunks/a", "index/a/b", "index/.a", "index/a b", "index/~", "index/~2", "index/a~2",
 		"index/~2F", "index/~61", "index/~zz", "index/~ff", "index/~00", "index/~+2", "index/ä", "index/~~7e",
-		"index/" + strings.Repeat("n", 201), "Index/a", "/index/a",
+		"index/" + strings.Repeat("n", 241), "index/App", "Index/a", "/index/a",
 	} {
 		if got, err := ParsePath(path); err == nil {
 			t.Errorf("ParsePath(%q) = %q; want an error", path, got)

@@ -18,9 +18,20 @@ var (
 	ErrVersion = errors.New("index was written by a newer nbc")
 )
 
-// WorkPrefix begins the name of every folder that nbc makes in a tree for its own work. No entry and no source has
-// such a component, so that a restore never collides with a stage, and a save never stores one.
-const WorkPrefix = ".nbc-"
+// WorkName is the name of the folder that nbc makes in a tree for its own work, and ProbePrefix, with 16 lower-case
+// hexadecimal digits behind it, that of the files by which it asks for the time.
+const (
+	WorkName    = ".nbc-work"
+	ProbePrefix = ".nbc-probe-"
+)
+
+// Reserved says whether name is one of nbc's own. No entry and no source has such a component, so that a restore never
+// collides with its own work, and a save never stores it. All other names belong to the user: a source that a walk
+// does not see is one whose changes go unnoticed.
+func Reserved(name string) bool {
+	digits, ok := strings.CutPrefix(name, ProbePrefix)
+	return name == WorkName || ok && len(digits) == 16 && strings.Trim(digits, "0123456789abcdef") == ""
+}
 
 // Limits of an index. A writer that meets one fails, and a reader refuses what is above it before it allocates for it,
 // so that a small hostile object costs a bounded amount of memory. They are part of the format: raising one needs a
@@ -49,8 +60,9 @@ const (
 	MaxPathBytes = 1 << 28
 	// MaxTarget of a link, in bytes: Linux allows no more (PATH_MAX with its NUL).
 	MaxTarget = 4095
-	// MaxRoots and MaxPatterns are far above what fits into a command line of patterns, or a repository of packages.
-	MaxRoots    = 1 << 14
+	// MaxRoots is that of entries, since a pattern may match single files: every object of a build inside its sources.
+	MaxRoots = MaxEntries
+	// MaxPatterns is far above what fits into a command line.
 	MaxPatterns = 1 << 12
 	// MaxText bounds Build.Host and Build.Version, in bytes.
 	MaxText = 255
@@ -212,7 +224,7 @@ func (x *Index) checkEntry(i int) error {
 			return fmt.Errorf("a size of %d and the target %s in a directory", e.Size, quote(e.Target))
 		}
 	case Link, HardLink:
-		if e.Size != 0 || e.Mode != 0 || e.MTime != 0 {
+		if e.Size != 0 || e.Mode != 0 || e.Kind == HardLink && e.MTime != 0 {
 			return fmt.Errorf("a size of %d, the mode %o and the time %d in a %s", e.Size, e.Mode, e.MTime, e.Kind)
 		}
 		if e.Kind == HardLink {
@@ -317,7 +329,7 @@ func checkPath(p string) error {
 			return fmt.Errorf("has the component %q", name)
 		case len(name) > MaxComponent:
 			return fmt.Errorf("has a component longer than %d bytes", MaxComponent)
-		case strings.HasPrefix(name, WorkPrefix):
+		case Reserved(name):
 			return fmt.Errorf("has the component %q, which is nbc's own", name)
 		}
 	}

@@ -56,7 +56,7 @@ type Walker struct {
 var walkers = max(4, runtime.GOMAXPROCS(0))
 
 // Walk looks at every file below root. It follows no link but a cache directory that is one, and root itself, and
-// enters mount points. Names that begin with [WorkPrefix] do not exist for it.
+// enters mount points. Names that are [Reserved] do not exist for it.
 //
 // What vanishes meanwhile is left out, what appears may be. Each Stat of a directory was taken before its names were
 // read, so a later change of them shows. A directory that must not be read is an error that names it: a cache that
@@ -222,7 +222,7 @@ func (s *search) read(d *folder) error {
 		if i%1024 == 1023 && s.ctx.Err() != nil {
 			return s.ctx.Err()
 		}
-		if strings.HasPrefix(name, WorkPrefix) {
+		if Reserved(name) {
 			continue
 		}
 		if err := s.look(fd, l, d, name, prefix); err != nil && !vanished(err) {

@@ -118,8 +118,8 @@ func same(t testing.TB, what string, got []string, want ...string) {
 func TestWalk(t *testing.T) {
 	all := []string{
 		"+first", "-dash", "README", "a-b/x", "a.c", "a/x", "a0", "empty/", "link -> a/x", "nowhere -> gone",
-		"updir -> ..", ".git/config", "a/.git", ".gitignore", ".nbc-stage/x", "a/.nbc-probe", ".nbc",
-		"dist/app", "dist/.git/keep", "dist/.nbc-x/y", "dist/sub/dist/deep", "dist/out -> app",
+		"updir -> ..", ".git/config", "a/.git", ".gitignore", ".nbc-work/x", "a/.nbc-probe-00112233445566ff", ".nbc",
+		"dist/app", "dist/.git/keep", "dist/.nbc-work/y", "dist/sub/dist/deep", "dist/out -> app",
 		"packages/a/dist/lib.a", "packages/a/dist/lib.tmp", "packages/a/src/lib.c", "packages/b/src/lib.c",
 		"packages/b/node_modules/.cache/c", "packages/b/node_modules/m.js", "single.bin", "gen/gen.c",
 	}
@@ -470,7 +470,7 @@ func TestWalkIsNeverLedAway(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, dir := range []string{"a", "dist"} {
 		wg.Go(func() {
-			b, old := filepath.Join(root, dir, "b"), filepath.Join(root, dir, WorkPrefix+"old")
+			b, old := filepath.Join(root, dir, "b"), filepath.Join(root, dir, WorkName)
 			for {
 				select {
 				case <-stop:
@@ -553,7 +553,7 @@ func TestWalkOfManyFiles(t *testing.T) {
 
 // TestWalkFindsWhatWasMade compares walks of generated trees with the rules, written down once more for whole paths.
 func TestWalkFindsWhatWasMade(t *testing.T) {
-	name := rapid.SampledFrom([]string{"a", "b", "a-b", "a.c", "dist", "+", ".git", ".nbc-x", "tmp", "a0"})
+	name := rapid.SampledFrom([]string{"a", "b", "a-b", "a.c", "dist", "+", ".git", ".nbc-work", ".nbc-x", "tmp", "a0"})
 	pattern := rapid.SampledFrom([]string{
 		"dist", "a", "*/dist", "**/dist", "a/**/b", "a*/b", "b/{a,b}", "tmp", "**/tmp/*", "./b",
 	})
@@ -631,7 +631,7 @@ func (t *Tree) expect(w Walker, made map[string]Kind, p string, kind Kind) {
 			continue
 		}
 		q := p[:i]
-		if strings.HasPrefix(path.Base(q), WorkPrefix) {
+		if Reserved(path.Base(q)) {
 			return
 		}
 		switch {

@@ -116,7 +116,7 @@ func Probe(dir string) (int64, error) {
 	// A byte is written and the file closed before it is looked at, because a network file system may stamp it only
 	// then.
 	random := rand.Uint64() // #nosec G404 -- no secret
-	name := filepath.Join(dir, fmt.Sprintf("%sprobe-%016x", index.WorkPrefix, random))
+	name := filepath.Join(dir, fmt.Sprintf("%s%016x", index.ProbePrefix, random))
 	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return 0, fmt.Errorf("making a probe file: %w", err)

@@ -59,7 +59,7 @@ func newKeeping(old *receipt, tree *index.Tree, x *index.Index, selected func(st
 		}
 		switch a.Kind {
 		case index.Link:
-			if a.Target != e.Target {
+			if a.Target != e.Target || a.Stat.MTime != mtime.At(e.MTime, shift) {
 				continue
 			}
 		case index.File:

@@ -342,7 +342,7 @@ func (w *world) receipt() *receipt {
 func (w *world) clean() {
 	w.Helper()
 	for p := range w.snapshot() {
-		if strings.Contains(p, index.WorkPrefix) {
+		if strings.Contains(p, index.WorkName) || strings.Contains(p, index.ProbePrefix) {
 			w.Errorf("left in the tree: %s", p)
 		}
 	}

@@ -304,7 +304,7 @@ func (m *mover) children(from, to string, move func(from, to string) error) erro
 		return err
 	}
 	for _, e := range list {
-		if strings.HasPrefix(e.Name(), index.WorkPrefix) {
+		if index.Reserved(e.Name()) {
 			continue
 		}
 		if err := move(filepath.Join(from, e.Name()), filepath.Join(to, e.Name())); err != nil {

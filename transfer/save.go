@@ -405,6 +405,8 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 		switch a.Kind {
 		case index.Dir:
 			e.Mode, e.MTime = uint16(a.Stat.Mode&0o777), a.Stat.MTime
+		case index.Link:
+			e.MTime = a.Stat.MTime
 		case index.File:
 			if a.Stat.Links > 1 {
 				id := inode{a.Stat.Dev, a.Stat.Ino}

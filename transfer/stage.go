@@ -263,7 +263,12 @@ func (s *staging) makeLinks(ctx context.Context) error {
 		}
 		var err error
 		if e.Kind == index.Link {
-			err = s.in(e.Path, func(d *stagedDir, name string) error { return d.root.Symlink(e.Target, name) })
+			err = s.in(e.Path, func(d *stagedDir, name string) error {
+				if err := d.root.Symlink(e.Target, name); err != nil {
+					return err
+				}
+				return setTime(d, name, mtime.At(e.MTime, s.shift))
+			})
 		} else if s.instead[e.Target] != e.Path {
 			err = s.makeHardLink(e)
 		}

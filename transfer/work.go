@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -16,10 +15,7 @@ import (
 // workName is the name of work directories. There is one in the source tree while a restore changes it, and one in or
 // beside each cache directory on another file system. It is always the same name, so that a second restore in the same
 // tree meets the first one's, whatever receipt it uses, and so that one that was killed is found without a journal.
-const workName = index.WorkPrefix + "work"
-
-// clockPrefix begins the names of the files that mtime.Probe makes.
-const clockPrefix = index.WorkPrefix + "probe-"
+const workName = index.WorkName
 
 // workDir is a work directory. Its lock says that whoever made it is alive.
 type workDir struct {
@@ -136,7 +132,7 @@ func sweepClocks(tree string) error {
 		return err
 	}
 	for _, e := range list {
-		if strings.HasPrefix(e.Name(), clockPrefix) {
+		if e.Name() != workName && index.Reserved(e.Name()) {
 			if err := removeFile(filepath.Join(tree, e.Name())); err != nil {
 				return err
 			}
