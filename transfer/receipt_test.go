@@ -121,6 +121,17 @@ func TestDefaultStateIsOneForEachTree(t *testing.T) {
 		t.Errorf("%s instead of %s, %v", again, a, err)
 	}
 	t.Setenv("XDG_STATE_HOME", "")
+	t.Setenv("TMPDIR", t.TempDir())
+	tree := t.TempDir()
+	for _, home := range []string{tree, filepath.Join(tree, "home")} {
+		t.Setenv("HOME", home)
+		if c, err := DefaultState(tree); err != nil || !within(c, os.TempDir()) || within(c, tree) {
+			t.Errorf("with a home in the tree: %s, %v", c, err)
+		}
+	}
+	if list, err := os.ReadDir(tree); err != nil || len(list) > 0 {
+		t.Errorf("something was made in the tree: %v, %v", list, err)
+	}
 	t.Setenv("HOME", "/proc/nothing")
 	t.Setenv("TMPDIR", t.TempDir())
 	for range 2 {
