@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -348,8 +350,9 @@ func (o *options) root(cmd *cobra.Command) (string, error) {
 	return abs, nil
 }
 
-// tree returns the patterns, relative to root. A store, a near store and a file of JSON that are in the tree are left
-// out of the sources: they change with every build and would count as changed sources.
+// tree returns the patterns, relative to root. A store, a near store and a file of JSON that are in the tree, by default
+// or because a flag says so, are left out of the sources: they change with every build and would count as changed
+// sources. In a cache directory they cannot be.
 func (o *options) tree(cmd *cobra.Command, root string, l location) (transfer.Tree, error) {
 	var t transfer.Tree
 	for _, p := range []struct {
@@ -374,16 +377,63 @@ func (o *options) tree(cmd *cobra.Command, root string, l location) (transfer.Tr
 			*p.to = append(*p.to, text)
 		}
 	}
-	for _, file := range []string{l.dir, o.near, o.jsonFile} {
-		if file == "" || file == nearOff {
-			continue
-		}
-		rel, err := inside(root, file)
-		if err == nil && rel != "./." {
-			t.IgnoreSources = append(t.IgnoreSources, literal(rel))
+	dirs, err := index.CompilePatterns(t.Dirs)
+	if err != nil {
+		return t, usageError{err}
+	}
+	for _, own := range []struct{ flag, path string }{
+		{"store", l.path()},
+		{"near", o.nearPath(l)},
+		{"json-file", o.jsonFile},
+	} {
+		for _, rel := range insides(root, own.path) {
+			// The next restore would replace it by an older one, and the one after that would have nothing to read.
+			for p := rel; p != "."; p = path.Dir(p) {
+				if dirs.Match(p) {
+					return t, &hinted{
+						usagef("%s: %s is in ./%s, which %s names: a restore would replace it",
+							origin(cmd, own.flag), own.path, p, origin(cmd, "dir")),
+						"name a place outside of it with --" + own.flag,
+					}
+				}
+			}
+			if rel != "." {
+				t.IgnoreSources = append(t.IgnoreSources, literal("./"+rel))
+			}
 		}
 	}
 	return t, nil
+}
+
+// insides returns what a file of nbc's own is called in the source tree: by the name that it was given, and by the one
+// that it has when links on the way are followed. Empty are both outside of the tree, and for no path.
+func insides(root, path string) []string {
+	if path == "" {
+		return nil
+	}
+	var list []string
+	for _, p := range []string{path, followed(path)} {
+		if rel, err := inside(root, p); err == nil {
+			list = append(list, filepath.ToSlash(filepath.Clean(rel)))
+		}
+	}
+	return slices.Compact(list)
+}
+
+// followed follows the links in a path that need not be there in full.
+func followed(path string) string {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	for dir := abs; ; dir = filepath.Dir(dir) {
+		if real, err := filepath.EvalSymlinks(dir); err == nil {
+			return real + strings.TrimPrefix(abs, strings.TrimSuffix(dir, "/"))
+		}
+		if dir == filepath.Dir(dir) {
+			return path
+		}
+	}
 }
 
 // inside returns a path relative to root. It begins with "./", so that as a pattern it is about this place only.

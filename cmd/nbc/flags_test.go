@@ -236,4 +236,28 @@ func TestTree(t *testing.T) {
 	if err != nil || !slices.Equal(got.IgnoreSources, want) {
 		t.Errorf("files of nbc's own in the tree: %q, %v", got.IgnoreSources, err)
 	}
+
+	// By default, too; and not in a cache directory, which a restore replaces.
+	t.Setenv("XDG_CACHE_HOME", filepath.Join(src, ".cache"))
+	for _, c := range []struct {
+		l    location
+		want string // what is left out of the sources, or "" for an error
+		dir  string
+	}{
+		{location{}, "./.cache/nbc", "build"},
+		{location{s3: "s3://bucket"}, "./.cache/nbc-near", "build"},
+		{location{}, "", ".cache"},
+		{location{}, "", ".*/nbc"},
+		{location{s3: "s3://bucket"}, "", ".cache/nbc-*"},
+		{location{dir: filepath.Join(link, "build", "store")}, "", "build"},
+	} {
+		got, err := (&options{dirs: []string{c.dir}}).tree(verb, src, c.l)
+		if c.want == "" {
+			if err == nil || kindOf(err).name != "usage" || hintFor(err) == "" {
+				t.Errorf("%+v in --dir %s: %v", c.l, c.dir, err)
+			}
+		} else if err != nil || !slices.Equal(got.IgnoreSources, []string{c.want}) {
+			t.Errorf("%+v: %q, %v", c.l, got.IgnoreSources, err)
+		}
+	}
 }

@@ -116,16 +116,9 @@ const nearOff = "off"
 
 // openNear opens the near store, or returns nil if there is to be none.
 func (o *options) openNear(l location) (*cached.Near, error) {
-	path := o.near
-	switch {
-	case path == nearOff, path == "" && l.s3 == "": // a near copy of a directory would only be a copy
+	path := o.nearPath(l)
+	if path == "" {
 		return nil, nil
-	case path == "":
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return nil, nil // there is no place for it, and nobody has asked for it
-		}
-		path = filepath.Join(cache, "nbc-near")
 	}
 	near, err := cached.Open(path)
 	if err != nil {
@@ -133,6 +126,33 @@ func (o *options) openNear(l location) (*cached.Near, error) {
 	}
 	near.Limit = o.nearSize
 	return near, nil
+}
+
+// nearPath returns the directory of the near store, or "" if there is to be none.
+func (o *options) nearPath(l location) string {
+	switch {
+	case o.near == nearOff, o.near == "" && l.s3 == "": // a near copy of a directory would only be a copy
+		return ""
+	case o.near != "":
+		return o.near
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "" // there is no place for it, and nobody has asked for it
+	}
+	return filepath.Join(cache, "nbc-near")
+}
+
+// path returns the directory of a directory store, or "" if it is none, or has no place to be.
+func (l location) path() string {
+	if l != (location{}) {
+		return l.dir
+	}
+	path, err := defaultStore()
+	if err != nil {
+		return "" // to open it fails, and says why
+	}
+	return path
 }
 
 // open opens the store, which for a directory makes it.

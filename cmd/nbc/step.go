@@ -32,8 +32,8 @@ func (a *app) place(cmd *cobra.Command) (place, error) {
 		return p, usagef("%s: %w", origin(cmd, "store"), err)
 	}
 	if state := a.options.state; state != "" {
-		if rel, err := inside(p.root, state); err == nil {
-			return p, usagef("%s: %s is in the source tree, where it would be a source", origin(cmd, "state"), rel)
+		if rel := insides(p.root, state); len(rel) > 0 {
+			return p, usagef("%s: ./%s is in the source tree, where it would be a source", origin(cmd, "state"), rel[0])
 		}
 	}
 	p.tree, err = a.options.tree(cmd, p.root, p.store)
