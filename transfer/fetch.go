@@ -33,6 +33,16 @@ type stored struct {
 	err  error
 }
 
+// maxShared bounds the plain bytes of chunks that are kept because they will be taken once more. Copies of a file, and
+// the zeros of a sparse one, are then asked for once; what is beyond the bound is asked for again.
+const maxShared = 16 << 20
+
+// shared is a chunk that is taken more than once.
+type shared struct {
+	done chan struct{} // closed when it is there
+	stored
+}
+
 func newFetcher(c *Cache, chunks []index.Chunk, wanted []int) *fetcher {
 	f := &fetcher{
 		cache: c, chunks: chunks, wanted: wanted,
@@ -50,12 +60,41 @@ func (f *fetcher) run(ctx context.Context) error {
 	var g errgroup.Group
 	g.SetLimit(f.cache.requests())
 	defer func() { _ = g.Wait() }() // the functions return nothing but nil
+	uses := make(map[chunk.Key]int, len(f.wanted))
 	for _, i := range f.wanted {
-		if err := f.bytes.Acquire(ctx, int64(f.chunks[i].Length)); err != nil {
+		uses[f.chunks[i].Key]++
+	}
+	again := map[chunk.Key]*shared{}
+	var kept int64
+	for _, i := range f.wanted {
+		c := &f.chunks[i]
+		length := int64(c.Length)
+		if err := f.bytes.Acquire(ctx, length); err != nil {
 			return context.Cause(ctx)
 		}
+		uses[c.Key]--
+		s := again[c.Key]
+		waits := s != nil
+		switch left := uses[c.Key]; {
+		case waits && left == 0:
+			delete(again, c.Key)
+			kept -= length
+		case !waits && left > 0 && kept+length <= maxShared:
+			s = &shared{done: make(chan struct{})}
+			again[c.Key] = s
+			kept += length
+		}
 		g.Go(func() error {
-			data, err := f.cache.getChunk(ctx, f.chunks[i], false)
+			if waits { // for a function that has begun before
+				<-s.done
+				f.slots[i] <- s.stored
+				return nil
+			}
+			data, err := f.cache.getChunk(ctx, *c, false)
+			if s != nil {
+				s.stored = stored{data, err}
+				close(s.done)
+			}
 			f.slots[i] <- stored{data, err}
 			return nil
 		})
