@@ -29,7 +29,7 @@ const exitCodes = `Exit codes:
    14  state-lost: the store's record of its garbage collections is gone
    15  busy: another nbc is at work in this source tree
    16  changing: files changed while they were saved
-   17  no-receipt: a save without a name, and no restore before it
+   17  no-receipt: a save without a name, or times, and no restore before it
    18  timeout: not finished within --timeout
 128+N  ended by signal N; 130 is Ctrl-C
 

@@ -350,9 +350,9 @@ func (o *options) root(cmd *cobra.Command) (string, error) {
 	return abs, nil
 }
 
-// tree returns the patterns, relative to root. A store, a near store and a file of JSON that are in the tree, by default
-// or because a flag says so, are left out of the sources: they change with every build and would count as changed
-// sources. In a cache directory they cannot be.
+// tree returns the patterns, relative to root. A store, a near store and a file of JSON that are in the tree, named or
+// by default, are left out of the sources: they change with every build and would count as changed sources. It is an
+// error that they are in a cache directory.
 func (o *options) tree(cmd *cobra.Command, root string, l location) (transfer.Tree, error) {
 	var t transfer.Tree
 	for _, p := range []struct {

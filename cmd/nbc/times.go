@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -29,6 +30,10 @@ recorded time back, so that it is not the reason to build everything anew.`,
 				r, err := s.build.Times(ctx)
 				if r != nil {
 					rep = r
+				}
+				if errors.Is(err, transfer.ErrNoReceipt) {
+					// Unlike a save it cannot do with a name of its own.
+					err = &hinted{err, "restore first: nbc restore NAME --dir DIR"}
 				}
 				return err
 			})
