@@ -17,7 +17,8 @@ import (
 var (
 	// ErrNotExist says that the store was reached and has no such object. It is never the answer to an outage.
 	ErrNotExist = fs.ErrNotExist
-	// ErrRefused says that the store was reached and does not allow this, with these credentials.
+	// ErrRefused says that the store was reached and does not allow this, with these credentials, or that what is
+	// named as the store is none, such as a bucket that is not there.
 	ErrRefused = fs.ErrPermission
 	// ErrUnavailable says that the store could not be reached, or kept failing or stalling until the attempts were used
 	// up. Nothing is known about the object.

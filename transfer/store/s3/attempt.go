@@ -136,8 +136,12 @@ func (s *Store) sortReply(status int, code string, header http.Header) *failure 
 	case "NoSuchKey":
 		return &failure{kind: store.ErrNotExist}
 	case "NoSuchBucket":
-		return &failure{hint: fmt.Sprintf("create the bucket %q, or check its name, the region and the endpoint",
-			s.location.bucket)}
+		// Not ErrNotExist: an object that is absent is a miss, and a store that was never there is a mistake.
+		return &failure{kind: store.ErrRefused, hint: fmt.Sprintf("create the bucket %q, or check %s",
+			s.location.bucket, s.whereHint())}
+	case "InvalidBucketName":
+		return &failure{kind: store.ErrRefused, hint: fmt.Sprintf("no bucket can be named %q: check %s",
+			s.location.bucket, s.whereHint())}
 	case "PreconditionFailed", "ConditionalRequestConflict":
 		return &failure{kind: store.ErrConflict}
 	case "NotImplemented":
@@ -182,6 +186,18 @@ func refusedHint(code string) string {
 		return "check what the credentials allow; without s3:ListBucket on the bucket S3 says this of an absent object too"
 	}
 	return "check the credentials"
+}
+
+// whereHint names what leads to a bucket, as far as the URL says it.
+func (s *Store) whereHint() string {
+	region, endpoint := "the region", "the endpoint"
+	if s.location.region != "" {
+		region += " " + s.location.region
+	}
+	if s.location.endpoint != "" {
+		endpoint += " " + s.location.endpoint
+	}
+	return "its name, " + region + " and " + endpoint
 }
 
 func (s *Store) regionHint(header http.Header) string {

@@ -81,7 +81,7 @@ func TestConflictAtOnce(t *testing.T) {
 	}
 	s, _ := serve(t, func(_ int, w http.ResponseWriter, _ *http.Request) { refuse(404, "NoSuchBucket")(w) })
 	_, err := s.Put(t.Context(), "gc/state", []byte("mine"), store.Condition{IfVersion: "v0"})
-	wantOnly(t, "Put to no bucket", err, nil)
+	wantOnly(t, "Put to no bucket", err, store.ErrRefused)
 }
 
 // deletion is the body of a multi-object delete.
@@ -236,7 +236,7 @@ func TestListFaults(t *testing.T) {
 		}, []string{"0", "1"}, true, nil},
 		{"no bucket", func(_ int, w http.ResponseWriter, _ *http.Request) {
 			refuse(404, "NoSuchBucket")(w)
-		}, nil, true, nil},
+		}, nil, true, store.ErrRefused},
 		{"refused", func(_ int, w http.ResponseWriter, _ *http.Request) {
 			refuse(403, "AccessDenied")(w)
 		}, nil, true, store.ErrRefused},

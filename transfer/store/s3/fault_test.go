@@ -228,7 +228,9 @@ func TestLastingFaults(t *testing.T) {
 		hint  string
 	}{
 		{"NoSuchKey", refuse(404, "NoSuchKey"), store.ErrNotExist, "because NoSuchKey", ""},
-		{"NoSuchBucket", refuse(404, "NoSuchBucket"), nil, "s3://bucket/pre/fix", `create the bucket "bucket"`},
+		{"NoSuchBucket", refuse(404, "NoSuchBucket"), store.ErrRefused, "s3://bucket/pre/fix", `create the bucket "bucket"`},
+		{"its place", refuse(404, "NoSuchBucket"), store.ErrRefused, "404 NoSuchBucket", "the endpoint http://127.0.0.1:"},
+		{"InvalidBucketName", refuse(400, "InvalidBucketName"), store.ErrRefused, "400 Invalid", `named "bucket": check`},
 		{"404 page", page(404), store.ErrUnavailable, "404", "is an S3 server"},
 		{"404 nothing", func(w http.ResponseWriter) { w.WriteHeader(404) }, store.ErrUnavailable, "404", "is an S3 server"},
 		{"AccessDenied", refuse(403, "AccessDenied"), store.ErrRefused, "403 AccessDenied", "s3:ListBucket"},
