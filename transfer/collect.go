@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -278,21 +279,26 @@ func (g *collection) fence(ctx context.Context, st State, version string) error 
 
 	next := st
 	next.Phase, next.Earlier = sweeping, nil
+	var spared Amount
 	if refs.len() > 0 {
-		if err := g.spare(ctx, st, version, &refs, &next); err != nil {
+		if spared, err = g.spare(ctx, st, version, &refs, &next); err != nil {
 			return err
 		}
 	}
-	_, err = g.swap(ctx, &next, version)
+	won, err := g.swap(ctx, &next, version)
+	if won {
+		g.report.Spared.merge(spared)
+	}
 	return err
 }
 
 // spare completes next, the state to come, with what of the condemned is in refs.
-func (g *collection) spare(ctx context.Context, st State, version string, refs *references, next *State) error {
+func (g *collection) spare(
+	ctx context.Context, st State, version string, refs *references, next *State,
+) (amount Amount, err error) {
 	var gone deadList
 	var spared []uint64
-	var amount Amount
-	err := g.eachCondemned(ctx, st.Condemned, func(k condemnedKey) error {
+	err = g.eachCondemned(ctx, st.Condemned, func(k condemnedKey) error {
 		if refs.has(k.Key) {
 			spared = append(spared, Fingerprint(k.Key))
 			amount.add(k.size)
@@ -303,23 +309,22 @@ func (g *collection) spare(ctx context.Context, st State, version string, refs *
 	})
 	if errors.Is(err, errManifest) {
 		if err := g.unchanged(ctx, version); err != nil {
-			return err
+			return Amount{}, err
 		}
 		// Nobody knows what was condemned, and nothing of it was deleted. So nothing will be.
 		g.warn("what was condemned is lost, so nothing is deleted: %v", err)
 		next.Phase, next.Condemned = idle, nil
 		next.Dead, err = g.putDead(ctx, st.Epoch, st.Earlier, &deadList{})
-		return err
+		return Amount{}, err
 	}
 	if err != nil || len(spared) == 0 {
-		return err
+		return Amount{}, err
 	}
-	g.report.Spared.merge(amount)
 	if next.Spared, err = g.putSpared(ctx, st.Epoch, spared); err != nil {
-		return err
+		return Amount{}, err
 	}
 	next.Dead, err = g.putDead(ctx, st.Epoch, st.Earlier, &gone)
-	return err
+	return amount, err
 }
 
 // sweep deletes what is recorded to go.
@@ -329,7 +334,7 @@ func (g *collection) sweep(ctx context.Context, st State, version string) error 
 	if err == nil {
 		d := newDeletion(ctx, g)
 		err = g.eachCondemned(ctx, st.Condemned, func(k condemnedKey) error {
-			if spared[Fingerprint(k.Key)] {
+			if _, ok := slices.BinarySearch(spared, Fingerprint(k.Key)); ok {
 				return nil
 			}
 			return d.add(k)

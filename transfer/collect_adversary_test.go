@@ -581,12 +581,10 @@ func runSeed(t *testing.T, seed uint64, l lie, dir string) (w *arena) {
 		// Chunks are small here, so that a tree of three files has several.
 		f := NewFormat()
 		f.Chunker.Min, f.Chunker.Max, f.Chunker.Bits = 1024, 4096, 8
-		yes := Answer{Works: true}
-		good := Conditions{Version: conditionsVersion, Time: time.Now(), Create: yes, Swap: yes, Delete: yes}
 		for _, o := range []struct {
 			key   string
 			value any
-		}{{FormatPath, f}, {conditionsPath, good}} {
+		}{{FormatPath, f}, {conditionsPath, goodConditions()}} {
 			data, err := json.Marshal(o.value)
 			if err == nil {
 				_, err = w.mem.Put(t.Context(), o.key, data, store.Condition{})

@@ -191,9 +191,9 @@ func (g *collection) putSpared(ctx context.Context, epoch uint64, list []uint64)
 }
 
 // readSpared returns what putSpared put; errManifest if that cannot be told.
-func (g *collection) readSpared(ctx context.Context, m *Manifest) (map[uint64]bool, error) {
+func (g *collection) readSpared(ctx context.Context, m *Manifest) ([]uint64, error) {
 	if m == nil {
-		return nil, nil //nolint:nilnil // nothing is spared
+		return nil, nil
 	}
 	set, err := readFingerprints(ctx, g.cache.Store, m.Key, 64, store.MaxObject)
 	if errors.Is(err, store.ErrNotExist) {
@@ -202,9 +202,7 @@ func (g *collection) readSpared(ctx context.Context, m *Manifest) (map[uint64]bo
 	if err != nil {
 		return nil, fmt.Errorf("reading what is spared: %w", err)
 	}
-	spared := make(map[uint64]bool, set.count)
-	set.each(func(f uint64) bool { spared[f] = true; return true })
-	return spared, nil
+	return set.list(), nil
 }
 
 func (g *collection) putSet(ctx context.Context, m Manifest, width uint, list []uint64) (*Manifest, error) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -100,8 +101,8 @@ func (g *collection) ahead(ctx context.Context, st State, what string, epoch uin
 	return errMoved
 }
 
-// listIndexes returns the indexes. What has a key that no cache name has is none, and never was: no saver writes it. For
-// example, some S3 servers list the temporary files of uploads.
+// listIndexes returns the indexes. What has a key that no cache name has is none, and never was: no saver writes it.
+// For example, some S3 servers list the temporary files of uploads.
 func (g *collection) listIndexes(ctx context.Context) ([]store.Info, error) {
 	var list []store.Info
 	err := g.cache.Store.List(ctx, index.Prefix, func(i store.Info) error {
@@ -138,6 +139,7 @@ func (g *collection) readIndexes(
 	var mu sync.Mutex
 	var unreadable []Refusal
 	var first error
+	var done atomic.Int64
 	bytes := semaphore.NewWeighted(keysInFlight)
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(g.cache.requests())
@@ -168,7 +170,9 @@ func (g *collection) readIndexes(
 			case x.epoch > st.Epoch:
 				return g.ahead(gctx, st, "the index of "+x.name, x.epoch)
 			}
-			g.cache.Progress.Files.Add(1)
+			if n := done.Add(1); n%100 == 0 {
+				g.cache.Progress.phase(fmt.Sprintf("reading indexes, %d so far", n))
+			}
 			found(x)
 			return nil
 		})
@@ -377,7 +381,7 @@ func (g *collection) missing(ctx context.Context, st State, m *mark, list []stor
 			continue
 		}
 		if !g.o.DryRun {
-			if !g.conditions.works() {
+			if !g.conditions.Drop.Works {
 				continue // it cannot be dropped safely, and does no harm but to keep what it still refers to
 			}
 			if _, err := g.cache.bury(ctx, x); errors.Is(err, store.ErrConflict) {

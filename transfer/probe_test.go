@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"nbc/transfer/store"
+	"nbc/transfer/store/dir"
+	"nbc/transfer/store/s3"
 	"nbc/transfer/store/storetest"
 )
 
@@ -102,13 +104,35 @@ func TestProbeFindsGoodStores(t *testing.T) {
 	if err != nil || !found.works() || found.Delete.Works {
 		t.Fatalf("%v, %+v", err, found)
 	}
-	s.cache.Store = conditional{s.store}
+	s.cache.Store = hasty{s.store}
+	if found, err = s.cache.ProbeConditions(t.Context()); err != nil || !found.works() || found.Delete.Works {
+		t.Errorf("a store that looks first and deletes then: %v, %+v", err, found)
+	}
+	s.cache.Store = newConditional(s.store)
 	if found, err = s.cache.ProbeConditions(t.Context()); err != nil || !found.works() || !found.Delete.Works {
 		t.Fatalf("%v, %+v", err, found)
 	}
 	if left := s.objects(trialPrefix); len(left) > 0 {
 		t.Errorf("%d objects are left", len(left))
 	}
+}
+
+// hasty looks first and deletes then.
+type hasty struct{ store.Store }
+
+func (h hasty) DeleteIf(ctx context.Context, key, version string) error {
+	o, err := h.Get(ctx, key, store.Read{})
+	if errors.Is(err, store.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if o.Version != version {
+		return store.ErrConflict
+	}
+	time.Sleep(10 * time.Millisecond)
+	return h.Delete(ctx, key)
 }
 
 // A good answer is noted, and believed for a week; a bad one is not.
@@ -145,7 +169,7 @@ func TestProbeIsNoted(t *testing.T) {
 
 func TestProbeDoesNotTakeAnOutageForAnAnswer(t *testing.T) {
 	s := newShelf(t)
-	for n := range 60 {
+	for n := 0; n < 2000; n += 7 {
 		c := *s.cache
 		f := &storetest.Faulty{Store: s.store, Fault: storetest.FailAt(n, store.ErrUnavailable)}
 		c.Store = f
@@ -180,4 +204,38 @@ func TestCollectRefusesNetworkFileSystems(t *testing.T) {
 	}
 	s.collect(CollectOptions{OnlyCollector: true})
 	s.wantChunks("a.1")
+}
+
+// A real server and a real directory can be collected in.
+func TestProbeOfRealStores(t *testing.T) {
+	probe := func(t *testing.T, s store.Store) Conditions {
+		found, err := (&Cache{Store: s}).ProbeConditions(t.Context())
+		if err != nil || !found.works() {
+			t.Errorf("%v, %+v", err, found)
+		}
+		t.Logf("%+v", found)
+		return found
+	}
+	t.Run("dir", func(t *testing.T) {
+		s, err := dir.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := probe(t, s); !found.Drop.Works || !found.Delete.Works {
+			t.Errorf("%+v", found)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("s3", func(t *testing.T) {
+		s, err := s3.Open(t.Context(), storetest.S3(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		probe(t, s)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -38,9 +38,11 @@ type soak struct {
 	collections, resumed, faster, spared, chunksDeleted int64
 }
 
-// nbc runs a process and kills it after a random time, with that chance in percent. It returns what the process printed,
-// its exit code, and whether it was killed.
-func (s *soak) nbc(rng *rand.Rand, chance int, within time.Duration, args ...string) (out []byte, code int, killed bool) {
+// nbc runs a process and kills it after a random time, with that chance in percent. It returns what the process
+// printed, its exit code, and whether it was killed.
+func (s *soak) nbc(
+	rng *rand.Rand, chance int, within time.Duration, args ...string,
+) (out []byte, code int, killed bool) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(context.Background(), "nbc", args...)
 	cmd.Env = append(os.Environ(), "HOME="+s.home, "NBC_STORE="+s.url, "NBC_NEAR=off", "NBC_JSON=1", "NBC_QUIET=1")
