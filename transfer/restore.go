@@ -286,16 +286,17 @@ func (r *restoring) inTheWay() error {
 		}
 	}
 	for _, s := range r.tree.Skipped {
-		if r.dirs.Match(s) || r.underRoot(s) {
+		if inDirs(r.dirs, s) {
 			return missf("%s is not a file, directory or link", s)
 		}
 	}
 	return nil
 }
 
-func (r *restoring) underRoot(p string) bool {
-	for q := path.Dir(p); q != "."; q = path.Dir(q) {
-		if r.dirs.Match(q) {
+// inDirs says whether the path p in the tree is a cache directory's, or lies in one.
+func inDirs(dirs index.Patterns, p string) bool {
+	for q := p; q != "."; q = path.Dir(q) {
+		if dirs.Match(q) {
 			return true
 		}
 	}

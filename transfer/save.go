@@ -240,6 +240,9 @@ func (s *saving) look(ctx context.Context) error {
 		return err
 	}
 	for _, p := range tree.Skipped {
+		if !inDirs(s.walker.Dirs, p) {
+			continue // among the sources, where a daemon's socket is nothing to be told of at every save
+		}
 		s.warn("%s is left out: it is not a file, directory or link", p)
 	}
 	if r := s.receipt; s.baseUsable() {
@@ -509,7 +512,9 @@ func (s *saving) commit(ctx context.Context, u *upload, x *index.Index) ([]byte,
 		}
 		data, err := x.Encode()
 		if err != nil {
-			return nil, fmt.Errorf("encoding the index: %w", err)
+			// Not %w: index.ErrInvalid would say that what the store holds is damaged, and it is the tree that no index
+			// can describe.
+			return nil, fmt.Errorf("describing the tree: %v", err) //nolint:errorlint // as above
 		}
 		crash("index")
 		if _, err := s.cache.Store.Put(ctx, key, data, store.Condition{}); err != nil {

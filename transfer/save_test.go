@@ -685,3 +685,14 @@ func TestSaveSendsEqualContentsOnce(t *testing.T) {
 		t.Errorf("%d chunks, %d different ones, %d sent", len(x.Chunks), len(ids), rep.Sent.Chunks)
 	}
 }
+
+// That no index can describe the tree is no damage of the store: nothing in there is invalid.
+func TestSaveOfWhatNoIndexCanDescribe(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(map[string]string{"build/file": "x"})
+	w.cache.Version = strings.Repeat("1", index.MaxText+1)
+	_, err := w.save(SaveOptions{Name: "n", Tree: build})
+	if err == nil || errors.Is(err, index.ErrInvalid) || !strings.Contains(err.Error(), "describing the tree: ") {
+		t.Errorf("%v", err)
+	}
+}

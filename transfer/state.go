@@ -23,7 +23,7 @@ type state struct {
 
 // DefaultState returns the file of the receipt of the tree root: in the user's state directory, under a name made from
 // the tree's absolute path. Where there is no such directory that can be written to and none can be made, as in
-// a sandbox without a home, or where it is in the tree, where the receipt would be a source, it is in a directory of the
+// a sandbox without a home, or where it is in the tree and the receipt would be a source, it is in a directory of the
 // user's own below the temporary directory.
 func DefaultState(root string) (string, error) {
 	abs, err := filepath.Abs(root)
