@@ -279,6 +279,9 @@ func pattern(s string) (string, error) {
 		return s, nil
 	}
 	_, err := index.CompilePatterns([]string{s})
+	if err != nil && strings.ContainsAny(s, "{}") {
+		err = &hinted{err, `a backslash before a character makes it literal: "\{"`}
+	}
 	return s, err
 }
 
