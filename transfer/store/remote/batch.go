@@ -16,8 +16,8 @@ import (
 
 // Gets of chunks travel together. The first one leaves at once. While requests are under way those that come wait,
 // until as many wait as are under way, or for a moment: so a restore that wants 64 chunks at any time sends some 30 of
-// them at once, 3,000 chunks in a hundred requests, and half of them are always on their way. Waiting costs nothing that
-// the chunks before would not have cost.
+// them at once, 3,000 chunks in a hundred requests, and half of them are always on their way. Waiting costs nothing
+// that the chunks before would not have cost.
 
 const (
 	// maxBatches bounds the requests for chunks that are under way. Two are enough, until one waits for a slow chunk.
@@ -143,6 +143,9 @@ func (b *batches) leave(w *waiter) {
 	w.over = true
 	if w.batch != nil {
 		b.settled(w.batch)
+		if w.batch.live == 0 {
+			w.batch.cancel() // nobody waits for what is still to come
+		}
 		return
 	}
 	for i := range b.queue {
@@ -156,9 +159,7 @@ func (b *batches) leave(w *waiter) {
 // settled counts a waiter of a batch that is over. It is called with mu held.
 func (b *batches) settled(one *batch) {
 	b.away--
-	if one.live--; one.live == 0 {
-		one.cancel() // nobody waits for what is still to come
-	}
+	one.live--
 	b.send(false)
 }
 

@@ -187,7 +187,7 @@ func (c *Client) try(ctx context.Context, what string, once func(ctx context.Con
 			return final
 		}
 		// Half of it by chance, so that builds that wait for one daemon do not come back all at once.
-		wait := pause/2 + rand.N(pause/2) //nolint:gosec // nobody gains by guessing it
+		wait := pause/2 + rand.N(pause/2) // #nosec G404 -- nobody gains by guessing it
 		pause = min(2*pause, maxPause)
 		timer := time.NewTimer(wait)
 		select {

@@ -44,8 +44,8 @@ type checks struct {
 	epoch atomic.Uint64
 	// format lets one first format be put at a time.
 	format *semaphore.Weighted
-	// decoders bounds how many chunks are decoded at once, and indexes how many indexes: to decode a hostile one can take
-	// a hundred times its size.
+	// decoders bounds how many chunks are decoded at once, and indexes how many indexes: to decode a hostile one can
+	// take a hundred times its size.
 	decoders, indexes *semaphore.Weighted
 	buffers           sync.Pool // *[]byte, for plain chunks
 }

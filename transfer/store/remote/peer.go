@@ -1,8 +1,8 @@
 package remote
 
 import (
-	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -24,15 +24,8 @@ func (p Peer) String() string {
 	return fmt.Sprintf("uid %d, gid %d", p.UID, p.GID)
 }
 
+// peerKey is where the context of a request has its *conn.
 type peerKey struct{}
-
-// peerOf returns the peer of a request, by its context.
-func peerOf(ctx context.Context) Peer {
-	if c, ok := ctx.Value(peerKey{}).(*conn); ok {
-		return c.peer
-	}
-	return Peer{}
-}
 
 // derivation returns the name of the derivation that a process builds, or "". It goes by where the process has its
 // root directory, which a process can forge, and the number may be another process's by now: it is good for logs.
@@ -40,12 +33,20 @@ func derivation(pid int32) string {
 	if pid <= 0 {
 		return ""
 	}
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	data, err := io.ReadAll(io.LimitReader(f, maxMountinfo))
 	if err != nil {
 		return ""
 	}
 	return derivationOf(string(data))
 }
+
+// maxMountinfo bounds what is read for a name: the mounts are the peer's, and the one at "/" is among the first.
+const maxMountinfo = 64 << 10
 
 // derivationOf finds it in the lines of a mountinfo: the root of the mount at "/" is below /nix/store/<drv>.chroot.
 func derivationOf(mountinfo string) string {

@@ -43,6 +43,7 @@ func start(t testing.TB, h *Handler, path string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.start() // so that a test may look at what it makes
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &daemon{t: t, path: path, stop: cancel, done: make(chan error, 1)}
 	go func() { d.done <- h.Serve(ctx, l, 5*time.Second) }()

@@ -34,49 +34,57 @@ func TestSharedConformance(t *testing.T) {
 	})
 }
 
-// TestFetchedOnce lets eight builds restore the same chunks at the same time, through sockets.
+// TestFetchedOnce lets eight builds restore the same chunks at the same time, through sockets: each fetch ends when all
+// of them wait for it.
 func TestFetchedOnce(t *testing.T) {
+	const builds, atOnce = 8, 10
 	memory := storetest.Memory()
-	keys := putChunks(t, memory, 300, 2000)
+	keys := putChunks(t, memory, 100, 2000)
 	var mu sync.Mutex
 	fetched := map[string]int{}
-	far := &storetest.Faulty{Store: memory, Fault: func(c storetest.Call) storetest.Fault {
+	h := &Handler{Rules: everything, Limits: Limits{Bytes: 1 << 30, ClientBytes: 1 << 30}}
+	h.Store = &gettingStore{memory, func(key string) {
 		mu.Lock()
-		defer mu.Unlock()
-		fetched[c.Key]++
-		return storetest.Fault{Delay: 20 * time.Millisecond}
+		fetched[key]++
+		mu.Unlock()
+		for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(time.Millisecond) {
+			h.shared.mu.Lock()
+			f := h.shared.flights[flightKey{key: key}]
+			waiting := f != nil && f.callers == builds
+			h.shared.mu.Unlock()
+			if waiting {
+				return
+			}
+		}
 	}}
-	// Bytes are no limit here: the builds are to be side by side.
-	h := &Handler{Store: far, Rules: everything, Limits: Limits{Bytes: 1 << 30, ClientBytes: 1 << 30}}
 	d := start(t, h, socketPath(t))
-	// All ask for the same ones at the same time; who is behind waits for the others, so nobody comes when it is too late.
-	const builds, atOnce = 8, 30
-	clients := make([]*Client, builds)
-	for i := range clients {
-		clients[i] = open(t, d.path)
+	var g errgroup.Group
+	for range builds {
+		c := open(t, d.path)
+		g.Go(func() error { return want(t.Context(), c, memory, keys, atOnce) })
 	}
-	for i := 0; i < len(keys); i += atOnce {
-		var g errgroup.Group
-		for _, c := range clients {
-			g.Go(func() error { return want(t.Context(), c, memory, keys[i:i+atOnce], atOnce) })
-		}
-		if err := g.Wait(); err != nil {
-			t.Fatal(err)
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys {
+		if fetched[key] != 1 {
+			t.Errorf("%s was fetched %d times", key, fetched[key])
 		}
 	}
-	total := 0
-	for _, n := range fetched {
-		total += n
+	if n := value(t, h.metrics.joined); n != (builds-1)*len(keys) {
+		t.Errorf("%d Gets waited for another one's fetch", n)
 	}
-	joined := value(t, h.metrics.joined)
-	t.Logf("%d builds got %d chunks: %d fetches, %d joined", builds, len(keys), total, joined)
-	// On a machine that is busy a build may come after the fetch has ended, and begin another.
-	if total > len(keys)*5/4 {
-		t.Errorf("%d chunks were fetched %d times", len(keys), total)
-	}
-	if total+joined != builds*len(keys) {
-		t.Errorf("%d fetches and %d that joined are not %d Gets", total, joined, builds*len(keys))
-	}
+}
+
+// gettingStore calls get before each Get.
+type gettingStore struct {
+	store.Store
+	get func(key string)
+}
+
+func (s *gettingStore) Get(ctx context.Context, key string, r store.Read) (store.Object, error) {
+	s.get(key)
+	return s.Store.Get(ctx, key, r)
 }
 
 // TestLeaving lets the callers of one fetch leave in every order but the last.
