@@ -237,7 +237,6 @@ func TestPutIsChecked(t *testing.T) {
 	}
 	good, stored := aChunk("content", 1)
 	late, _ := aChunk("content", 8)
-	id := func(plain []byte) string { return chunk.Key{ID: chunk.Sum(plain), Epoch: 1}.Path() }
 	other, _ := aChunk("another", 1)
 
 	memory := storetest.Memory()
