@@ -1,5 +1,6 @@
 package transfer
 
-// crash is called before and after every call that changes the tree, the receipt or the store's index, with the name of
-// the step. Tests replace it to kill the process there; it does nothing otherwise.
+// crash is called at the steps of a restore, a save and a second pass, with the name of the step. It does nothing; tests
+// make something happen there: somebody else changes a file, a collection runs, the context ends. (That nbc is killed
+// needs no such steps: tests kill it at every system call.)
 var crash = func(step string) { _ = step }

@@ -83,7 +83,7 @@ func TestEverySystemCallFails(t *testing.T) {
 					was := beside(s.snapshot())
 					var failed point
 					hits, last := 0, 0
-					r, _ := sc.job(s).trace(t, s.base, func(p point) verdict {
+					r, _ := sc.job(s).trace(t, s.base, sc.decide(func(p point) verdict {
 						last = p.n
 						errno := f.at(n, p)
 						if errno != 0 {
@@ -93,7 +93,7 @@ func TestEverySystemCallFails(t *testing.T) {
 							hits++
 						}
 						return verdict{errno: errno}
-					})
+					}))
 					when := fmt.Sprintf("%s, %v", f.name, failed)
 					runs.Add(1)
 					if r.Err != "" {

@@ -72,10 +72,10 @@ func TestKilledWithRealMake(t *testing.T) {
 		s.reopen()
 		j := job{Do: "restore", Root: s.root, State: s.state, Store: s.store, Restore: s.options("n")}
 		var last point
-		r, died := j.trace(t, s.base, func(p point) verdict {
+		r, died := j.trace(t, s.base, scene{}.decide(func(p point) verdict {
 			last = p
 			return verdict{kill: p.n == n}
-		})
+		}))
 		when := fmt.Sprintf("killed before %v", last)
 		if got := realResult(t, s.root); got != want {
 			t.Fatalf("%s: the build without another restore says %q, want %q", when, got, want)

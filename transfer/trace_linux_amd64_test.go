@@ -62,6 +62,9 @@ var changing = map[uint64]struct {
 	unix.SYS_SPLICE:          {"splice", [2]argument{fdArg}, [2]int{2}},
 }
 
+// unnamed is the flag of open for a file without a name.
+const unnamed = unix.O_TMPFILE &^ unix.O_DIRECTORY
+
 const (
 	seccompSetFilter  = 1
 	seccompThreadSync = 1
@@ -85,7 +88,7 @@ func traceMe() error {
 		statement(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0), // the number
 		jump(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, unix.SYS_OPENAT, 0, 2),
 		statement(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 32), // the flags
-		jump(unix.BPF_JMP|unix.BPF_JSET|unix.BPF_K, unix.O_CREAT|unix.O_TRUNC, uint8(len(calls)+1), uint8(len(calls))),
+		jump(unix.BPF_JMP|unix.BPF_JSET|unix.BPF_K, unix.O_CREAT|unix.O_TRUNC|unnamed, uint8(len(calls)+1), uint8(len(calls))),
 	}
 	for i, nr := range calls {
 		f = append(f, jump(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, nr, uint8(len(calls)-i), 0))
@@ -104,7 +107,7 @@ func traceMe() error {
 
 // point is a call that the child is about to make.
 type point struct {
-	n    int    // how many came before
+	n    int    // how many came before; -1 if it makes a file without a name, which changes nothing that can be seen
 	name string // of the call
 	path string // that is changed
 	to   string // of a rename or link
@@ -252,7 +255,11 @@ func (tr *tracer) stopped(tid int) error {
 	if !within(p.path, tr.base) && !within(p.to, tr.base) {
 		return nil
 	}
-	tr.n++
+	if regs.Orig_rax == unix.SYS_OPENAT && values[2]&unnamed != 0 {
+		p.n = -1
+	} else {
+		tr.n++
+	}
 	v := tr.decide(p)
 	if v.kill {
 		return unix.Kill(tr.pid, unix.SIGKILL)
