@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"nbc/chunk"
@@ -57,8 +56,7 @@ func newFetcher(c *Cache, chunks []index.Chunk, wanted []int) *fetcher {
 
 // run asks for all wanted chunks. It returns when the last one is there; the error of one goes to who takes it.
 func (f *fetcher) run(ctx context.Context) error {
-	var g errgroup.Group
-	g.SetLimit(f.cache.requests())
+	g, _ := newCrew(ctx, f.cache.requests())
 	defer func() { _ = g.Wait() }() // the functions return nothing but nil
 	uses := make(map[chunk.Key]int, len(f.wanted))
 	for _, i := range f.wanted {

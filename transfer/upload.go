@@ -106,8 +106,7 @@ func (u *upload) run(ctx context.Context, list []*segment) error {
 		close(plain)
 		return nil
 	})
-	puts, putCtx := errgroup.WithContext(gctx)
-	puts.SetLimit(u.cache.requests())
+	puts, putCtx := newCrew(gctx, u.cache.requests())
 	bytes := semaphore.NewWeighted(encodedInFlight)
 	var encoders sync.WaitGroup
 	for range cores {
@@ -162,7 +161,7 @@ func (u *upload) scan(ctx context.Context, s *segment, splitter *chunk.Splitter,
 }
 
 // encode names a chunk, and sends it if the store does not have it.
-func (u *upload) encode(ctx context.Context, c scanned, puts *errgroup.Group, bytes *semaphore.Weighted) error {
+func (u *upload) encode(ctx context.Context, c scanned, puts *crew, bytes *semaphore.Weighted) error {
 	id := chunk.Sum(c.plain)
 	u.mu.Lock()
 	g, known := u.known[id]
