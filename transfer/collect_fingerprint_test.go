@@ -2,8 +2,11 @@ package transfer
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -139,6 +142,31 @@ func TestReferences(t *testing.T) {
 	for _, c := range out {
 		if refs.has(c.Key) || refs.see(c.Key) || refs.missing(c.Key) {
 			t.Fatal("a key is in the set that was not added")
+		}
+	}
+}
+
+// The bytes that COLLECT.md shows are those that are written.
+func TestExamplesOfTheSpecification(t *testing.T) {
+	data, err := os.ReadFile("COLLECT.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(string(data)), "")
+	s := newShelf(t)
+	w := &partWriter{cache: s.cache, most: 1000, list: Condemned{Key: "gc/m/2.cond.x"}}
+	if err := w.add(t.Context(), condemnedKey{chunk.Key{ID: chunk.Sum([]byte("chunk")), Epoch: 300}, 14}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := w.done(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, example := range []string{
+		string(encodeFingerprints(deadWidth, []uint64{1, 5, 1 << 35})), s.objects("gc/m/")[list.part(0)],
+	} {
+		if h := hex.EncodeToString([]byte(example)); !strings.Contains(text, h) {
+			t.Errorf("COLLECT.md does not have %s", h)
 		}
 	}
 }

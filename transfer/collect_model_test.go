@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math/bits"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -917,6 +918,23 @@ var modelConfigs = []modelConfig{
 		size: "large", name: "state read at the restore, too, 2 savers, 2 collectors, 2 epochs", savers: 2, collectors: 2,
 		epochs: 2, needs: allNeeds, stateFirst: true, states: 21_661_321,
 	},
+}
+
+// TestModelIsDocumented: COLLECT.md has what was searched.
+func TestModelIsDocumented(t *testing.T) {
+	data, err := os.ReadFile("COLLECT.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range modelConfigs {
+		n := fmt.Sprintf("| %d |", c.states)
+		if c.want != "" {
+			n = "| " + c.name + " |"
+		}
+		if !strings.Contains(strings.NewReplacer(",", "", "`", "").Replace(string(data)), strings.ReplaceAll(n, ",", "")) {
+			t.Errorf("COLLECT.md does not have %s: %d", c.name, c.states)
+		}
+	}
 }
 
 func TestModel(t *testing.T) {
