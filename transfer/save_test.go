@@ -26,12 +26,28 @@ func noise(seed uint64, n int) string {
 	return string(b)
 }
 
-// someTree has sources, and artifacts of several sizes.
+// At these files segments begin, so that a change before one costs nothing behind it.
+var (
+	bigFile  = segmentStart("build/big-", 200<<10)
+	lastFile = segmentStart("build/zz/last-", 100<<10)
+)
+
+// segmentStart returns a path at which a segment begins if a file of that size is there.
+func segmentStart(prefix string, size int64) string {
+	for i := 0; ; i++ {
+		p := fmt.Sprint(prefix, i)
+		if begins(&index.Entry{Path: p, Size: size}) {
+			return p
+		}
+	}
+}
+
+// someTree has sources, and artifacts of several sizes in three segments.
 func someTree() map[string]string {
 	t := map[string]string{
 		"a.c": "source a", "b.c": "source b", "lib/c.c": "source c", "lib/link.c": "-> c.c",
 		"build/a.o": "object a", "build/b.o": "object b", "build/empty": "", "build/none/": "", "build/to": "-> a.o",
-		"build/big": noise(1, 4<<20), // a segment of its own
+		bigFile: noise(1, 200<<10), lastFile: noise(2, 100<<10),
 	}
 	for i := range 40 {
 		t[fmt.Sprintf("build/sub/%02d.o", i)] = noise(uint64(100+i), 20<<10)
@@ -49,7 +65,7 @@ func TestSaveThenRestoreIsTheIdentity(t *testing.T) {
 	w.touch("build", 1_000_000_000_000_000_001)
 	w.touch("a.c", 1_700_000_000_000_000_007)
 	rep := w.first()
-	if rep.Files != 46 || rep.Untouched != 0 || !rep.HashedAfter || rep.Rounds != 1 || rep.Bytes != 4<<20+800<<10+16 {
+	if rep.Files != 47 || rep.Untouched != 0 || !rep.HashedAfter || rep.Rounds != 1 || rep.Bytes != 1100<<10+16 {
 		t.Errorf("save: %+v", rep)
 	}
 	other := w.again()
@@ -60,7 +76,7 @@ func TestSaveThenRestoreIsTheIdentity(t *testing.T) {
 		}
 	}
 	hit := other.hit(RestoreOptions{})
-	if hit.Files != 46 || hit.Bytes != rep.Bytes || hit.Used != "n" || hit.Sources.Unchanged != 6 {
+	if hit.Files != 47 || hit.Bytes != rep.Bytes || hit.Used != "n" || hit.Sources.Unchanged != 6 {
 		t.Errorf("restore: %+v", hit)
 	}
 	if d := differ(below(w.snapshot(), "build"), below(other.snapshot(), "build")); d != "" {
@@ -86,7 +102,7 @@ func TestSaveAfterRestoreReadsNothing(t *testing.T) {
 	if list := opened(); len(list) > 0 {
 		t.Errorf("files that were opened: %q", list)
 	}
-	if rep.Untouched != 44 || rep.Sent.Chunks != 0 || len(w.keys("chunks/")) != before || rep.HashedAfter {
+	if rep.Untouched != 45 || rep.Sent.Chunks != 0 || len(w.keys("chunks/")) != before || rep.HashedAfter {
 		t.Errorf("%+v", rep)
 	}
 	if rep.Sent.Bytes != int64(len(w.get("index/n"))) {
@@ -673,7 +689,7 @@ func TestSavePutsTheIndexLast(t *testing.T) {
 func TestSaveSendsEqualContentsOnce(t *testing.T) {
 	w := newWorld(t, nil)
 	for i := range 8 {
-		w.write(fmt.Sprintf("build/%d/copy", i), noise(3, 4<<20)) // each a segment of its own
+		w.write(fmt.Sprintf("build/%d/copy", i), noise(3, 3<<20)) // each a segment of its own
 	}
 	rep := w.first()
 	x := w.index("n")
