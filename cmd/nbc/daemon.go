@@ -105,7 +105,8 @@ begun.`,
 	o.socketMode = remote.DefaultMode
 	f.Var(&value[fs.FileMode]{&o.socketMode, socketMode, "0660", "MODE"}, "socket-mode",
 		"permissions of the socket: who may write to it may connect")
-	f.Var(&value[string]{&o.socketGroup, groupName, "", "GROUP"}, "socket-group", "group of the socket, by name or number")
+	f.Var(&value[string]{&o.socketGroup, groupName, "", "GROUP"}, "socket-group",
+		"group of the socket, by name or number")
 	f.Var(&value[string]{&o.metrics, address, "", "HOST:PORT"}, "metrics",
 		"where to serve /metrics for Prometheus, /healthz and /livez, such as 127.0.0.1:9137; by default nowhere")
 	o.drain = remote.DefaultDrain

@@ -59,7 +59,8 @@ type result struct {
 // batch is a request for chunks that is under way.
 type batch struct {
 	waiters []*waiter
-	live    int // waiters that are not over; by batches.mu
+	live    int // waiters that are not over; by batches.mu, like left
+	left    int // waiters that have left
 	cancel  context.CancelFunc
 }
 
@@ -142,10 +143,8 @@ func (b *batches) leave(w *waiter) {
 	}
 	w.over = true
 	if w.batch != nil {
+		w.batch.left++
 		b.settled(w.batch)
-		if w.batch.live == 0 {
-			w.batch.cancel() // nobody waits for what is still to come
-		}
 		return
 	}
 	for i := range b.queue {
@@ -159,7 +158,9 @@ func (b *batches) leave(w *waiter) {
 // settled counts a waiter of a batch that is over. It is called with mu held.
 func (b *batches) settled(one *batch) {
 	b.away--
-	one.live--
+	if one.live--; one.live == 0 && one.left > 0 {
+		one.cancel() // nobody waits for what is still to come
+	}
 	b.send(false)
 }
 

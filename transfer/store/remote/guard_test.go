@@ -63,8 +63,8 @@ func largeIndex(t testing.TB) []byte {
 	return data
 }
 
-const goodFormat = `{"version": 1, "id": "5f0d0b9a6e4a1c0c7f3f6a2c9f1b7d55", "hash": "blake3-256", "compression": "zstd",
-	"min_writer": 1, "chunker": {"polynomial": "0x37a260098117ad", "min": 98304, "max": 655360, "bits": 16}}`
+const goodFormat = `{"version": 1, "id": "5f0d0b9a6e4a1c0c7f3f6a2c9f1b7d55", "hash": "blake3-256",
+	"compression": "zstd", "min_writer": 1, "chunker": {"polynomial": "0x37a260098117ad", "min": 98304, "max": 655360, "bits": 16}}`
 
 func mustPut(t testing.TB, s store.Store, key string, data []byte) {
 	t.Helper()
@@ -295,7 +295,8 @@ func TestPutIsChecked(t *testing.T) {
 
 	// What must be kept is.
 	for key, data := range map[string][]byte{
-		good: stored, "index/a": anIndex(t, 7, "content"), "index/b": anIndex(t, 1, "content"), "format": []byte(goodFormat),
+		good: stored, "index/a": anIndex(t, 7, "content"), "index/b": anIndex(t, 1, "content"),
+		"format": []byte(goodFormat),
 	} {
 		version, err := client.Put(t.Context(), key, data, store.Condition{})
 		if err != nil {

@@ -417,7 +417,7 @@ func TestMemory(t *testing.T) {
 	}
 	close(stop)
 	watcher.Wait()
-	t.Logf("the heap had %d MB before, %d MB at most; %d MB were set aside at most", before.HeapInuse>>20, most>>20, held>>20)
+	t.Logf("the heap had %d MB before, %d MB at most; %d MB were set aside", before.HeapInuse>>20, most>>20, held>>20)
 	if held == 0 || held > limit {
 		t.Errorf("%d bytes were set aside", held)
 	}

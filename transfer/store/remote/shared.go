@@ -12,8 +12,8 @@ import (
 )
 
 // shared is a Store around the daemon's store: builds that ask for the same chunk at the same time wait for one fetch.
-// They all get the same bytes, which they must not change: the one rule of a Store that it does not keep. It also bounds
-// how many requests are under way at the far store.
+// They all get the same bytes, which they must not change: the one rule of a Store that it does not keep. It also
+// bounds how many requests are under way at the far store.
 type shared struct {
 	store   store.Store
 	slots   *semaphore.Weighted
