@@ -183,10 +183,14 @@ func scenes() []scene {
 	older := func(s *site) {
 		// What an earlier build has left in this tree, and its receipt proves.
 		s.hit(s.options("older"))
+		was := s.read("src/o.c")
+		s.write("src/o.c", "o 7\n")
 		project(s.root).check(s, "before")
 		s.saved(SaveOptions{Name: "mine", Tree: s.tree})
 		s.tick()
 		s.write("src/b.c", "b 3\ninclude inc/y.h\n")
+		// As in the index that is restored next, but not what the object in place was made from.
+		s.write("src/o.c", was)
 	}
 	return []scene{
 		{name: "restore into a fresh tree", before: func(*site) {}, do: "restore"},
