@@ -1,7 +1,7 @@
 package mtime
 
 import (
-	"crypto/md5" //nolint:gosec // see the package's documentation
+	"crypto/md5" // #nosec G501 -- see the package's documentation
 	"path/filepath"
 	"slices"
 	"strings"
@@ -215,7 +215,7 @@ func (l *links) leave(was []index.Source) {
 				names = append(names, filepath.Join(top, path), filepath.Join(top, path)+"/")
 			}
 			for _, name := range names {
-				if sums[md5.Sum([]byte(name))] { //nolint:gosec // as the hashes of sources
+				if sums[md5.Sum([]byte(name))] { // #nosec G401
 					l.markAll(path)
 				}
 			}

@@ -51,9 +51,9 @@ func encodeFingerprints(width uint, list []uint64) []byte {
 	if n > 0 {
 		// A Rice code is shortest with a k near log2 of 0.69 times the mean gap.
 		mean := ^uint64(0) >> (64 - width) / n
-		k = uint(max(1, bits.Len64(mean-mean/4))) - 1 //nolint:gosec // 63 at most
+		k = uint(max(1, bits.Len64(mean-mean/4))) - 1 // 63 at most
 	}
-	b := make([]byte, 0, setStart+int(n*uint64(k+3)/8)+chunk.IDSize+8) //nolint:gosec // an estimate
+	b := make([]byte, 0, setStart+int(n*uint64(k+3)/8)+chunk.IDSize+8) // an estimate
 	b = append(b, setMagic...)
 	b = append(b, byte(width), byte(k))
 	b = binary.BigEndian.AppendUint64(b, n)
@@ -155,7 +155,7 @@ func (w *bitWriter) write(v uint64, n uint) {
 		w.acc = w.acc<<take | v>>(n-take)&(1<<take-1)
 		n -= take
 		if w.used += take; w.used == 8 {
-			w.b = append(w.b, byte(w.acc)) //nolint:gosec // eight bits
+			w.b = append(w.b, byte(w.acc)) // eight bits
 			w.acc, w.used = 0, 0
 		}
 	}
@@ -190,14 +190,14 @@ func (r *bitReader) fill() {
 func (r *bitReader) skip(n uint) {
 	r.acc <<= n
 	r.have -= n
-	r.left -= int(n) //nolint:gosec // 64 at most
+	r.left -= int(n) // 64 at most
 }
 
 // ones counts one bits, and takes the zero behind them as well.
 func (r *bitReader) ones() (n uint64) {
 	for {
 		r.fill()
-		k := uint(bits.LeadingZeros64(^r.acc)) //nolint:gosec // 64 at most
+		k := uint(bits.LeadingZeros64(^r.acc)) // 64 at most
 		if k < r.have {
 			r.skip(k + 1)
 			return n + uint64(k)

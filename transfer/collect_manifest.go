@@ -87,7 +87,7 @@ func (w *partWriter) add(ctx context.Context, k condemnedKey) error {
 	}
 	w.part = append(w.part, k.ID[:]...)
 	w.part = binary.AppendUvarint(w.part, k.Epoch)
-	w.part = binary.AppendUvarint(w.part, uint64(k.size)) //nolint:gosec // not negative
+	w.part = binary.AppendUvarint(w.part, uint64(k.size)) // not negative
 	if w.count++; w.count < w.most {
 		return nil
 	}
@@ -324,7 +324,7 @@ func union(a, b []uint64) []uint64 {
 // deletion deletes chunks in batches, some at once.
 type deletion struct {
 	g     *collection
-	ctx   context.Context //nolint:containedctx // of the errgroup, which lives as long
+	ctx   context.Context // of the errgroup, which lives as long
 	group *errgroup.Group
 	batch []string
 	bytes int64

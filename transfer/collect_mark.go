@@ -266,7 +266,7 @@ func (g *collection) markChunks(ctx context.Context, st State, m *mark, parts *p
 			}
 			k, err := chunk.ParsePath(info.Key)
 			if err != nil {
-				return nil //nolint:nilerr // whatever it is, it is no chunk, and nobody asked for its removal
+				return nil // whatever it is, it is no chunk, and nobody asked for its removal
 			}
 			switch {
 			case k.Epoch > st.Epoch:

@@ -123,7 +123,7 @@ func (e *effects) begin() error {
 			// A mount point whose owner may not write to it. It gets the mode that it should have in the end.
 			var fi fs.FileInfo
 			if fi, err = os.Stat(dir); err == nil {
-				err = os.Chmod(dir, fi.Mode().Perm()|0o700) //nolint:gosec // for its owner
+				err = os.Chmod(dir, fi.Mode().Perm()|0o700) // for its owner
 			}
 			if err == nil {
 				w, err = makeWork(dir)

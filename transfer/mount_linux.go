@@ -64,7 +64,7 @@ func unescapeMount(s string) string {
 // renameNoReplace is rename where nothing is at to.
 func renameNoReplace(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if err == unix.EINVAL || err == unix.ENOSYS { //nolint:errorlint // the kernel's own number
+	if err == unix.EINVAL || err == unix.ENOSYS { // the kernel's own number
 		return renameAfterLook(from, to) // a file system that does not know the flag
 	}
 	if err != nil {

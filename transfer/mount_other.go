@@ -17,7 +17,7 @@ func mountOf(dir string) (mount, error) {
 	if err := unix.Stat(dir, &st); err != nil {
 		return mount{}, &fs.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	return mount{uint64(st.Dev)}, nil //nolint:gosec // a number without meaning
+	return mount{uint64(st.Dev)}, nil // a number without meaning
 }
 
 // mountPoints returns nothing: they are not told here.

@@ -88,10 +88,10 @@ func (p *placement) locate(tree string, treeMount mount) error {
 		// As a walk sees it: only a directory outside the tree counts. Another link is itself what is in the way.
 		to, err := filepath.EvalSymlinks(p.target)
 		if err != nil || within(to, tree) || within(tree, to) {
-			return nil //nolint:nilerr // it leads nowhere
+			return nil // it leads nowhere
 		}
 		if fi, err = os.Stat(to); err != nil || !fi.IsDir() {
-			return nil //nolint:nilerr // as above
+			return nil // as above
 		}
 		p.target, p.inside, p.dir = to, true, to
 		return nil
@@ -237,7 +237,7 @@ func (m *mover) try(from, to string) (moved bool, err error) {
 		if err != nil || !fi.IsDir() || fi.Mode().Perm()&0o300 == 0o300 || dir != from && !m.ours(dir) {
 			continue
 		}
-		if err := os.Chmod(dir, fi.Mode().Perm()|0o300); err == nil { //nolint:gosec // for its owner
+		if err := os.Chmod(dir, fi.Mode().Perm()|0o300); err == nil { // for its owner
 			was = append(was, mode{dir, fi.Mode().Perm()})
 		}
 	}

@@ -514,7 +514,7 @@ func (s *saving) commit(ctx context.Context, u *upload, x *index.Index) ([]byte,
 		if err != nil {
 			// Not %w: index.ErrInvalid would say that what the store holds is damaged, and it is the tree that no index
 			// can describe.
-			return nil, fmt.Errorf("describing the tree: %v", err) //nolint:errorlint // as above
+			return nil, fmt.Errorf("describing the tree: %v", err) // as above
 		}
 		crash("index")
 		if _, err := s.cache.Store.Put(ctx, key, data, store.Condition{}); err != nil {

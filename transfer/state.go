@@ -71,7 +71,7 @@ func openState(path string) (*state, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, local(fmt.Errorf("making a directory for the receipt: %w", err))
 	}
-	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the user names the file
+	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600) // the user names the file
 	if err != nil {
 		return nil, local(fmt.Errorf("opening the lock: %w", err))
 	}
@@ -172,7 +172,7 @@ func removeTree(dir string) error {
 		return err
 	}
 	// A user who is not root cannot remove from a directory without write permission.
-	if err2 := os.Chmod(dir, 0o700); err2 != nil { //nolint:gosec // a directory needs x
+	if err2 := os.Chmod(dir, 0o700); err2 != nil { // a directory needs x
 		return errors.Join(err, err2)
 	}
 	root, err2 := os.OpenRoot(dir)
@@ -200,7 +200,7 @@ func openUp(dir *os.Root) error {
 		if !e.IsDir() {
 			continue
 		}
-		if err := dir.Chmod(e.Name(), 0o700); err != nil { //nolint:gosec // as above
+		if err := dir.Chmod(e.Name(), 0o700); err != nil { // as above
 			return err
 		}
 		sub, err := dir.OpenRoot(e.Name())
@@ -232,7 +232,7 @@ func replaceFile(path string, data []byte) (err error) {
 	if err := removeFile(temp); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // the user names the file
+	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // the user names the file
 	if err != nil {
 		return err
 	}

@@ -240,7 +240,7 @@ func (s *Store) failed(doing, key string, err error) error {
 // explain leaves out the paths in errors of the file system, which are relative to the store and may be a temporary
 // file's, and calls the errors of a network file system that is down an outage.
 func explain(err error) error {
-	switch e := err.(type) { //nolint:errorlint // what wraps or joins such an error says more than it
+	switch e := err.(type) { // what wraps or joins such an error says more than it
 	case *fs.PathError:
 		err = fmt.Errorf("%s: %w", e.Op, e.Err)
 	case *os.LinkError:
@@ -263,6 +263,6 @@ func control(f *os.File, do func(fd int) error) error {
 		return err
 	}
 	var doErr error
-	err = conn.Control(func(fd uintptr) { doErr = do(int(fd)) }) //nolint:gosec // a descriptor is small
+	err = conn.Control(func(fd uintptr) { doErr = do(int(fd)) }) // a descriptor is small
 	return errors.Join(err, doErr)
 }

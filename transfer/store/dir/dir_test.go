@@ -153,7 +153,7 @@ func TestKill(t *testing.T) {
 	path := t.TempDir()
 	left := 0
 	for i := range 12 {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKill$") //nolint:gosec // this test itself
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKill$") // this test itself
 		cmd.Env = append(os.Environ(), "NBC_TEST_DIR_WRITER="+path)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)

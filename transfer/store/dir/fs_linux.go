@@ -44,7 +44,7 @@ func (s *Store) FileSystem() (name string, network bool, err error) {
 	if err != nil {
 		return "", false, fmt.Errorf("finding the file system of %s: %w", s.path, err)
 	}
-	name, network = typeName(uint32(st.Type)) //nolint:gosec // 32 bits, though some machines keep them in a signed word
+	name, network = typeName(uint32(st.Type)) // 32 bits, though some machines keep them in a signed word
 	return name, network, nil
 }
 

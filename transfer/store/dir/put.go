@@ -131,7 +131,7 @@ func (s *Store) write(ctx context.Context, data []byte, durable bool) (t *tempFi
 func fresh() time.Time {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
-	//nolint:gosec // less than a second
+	// less than a second
 	return time.Unix(time.Now().Unix(), int64(binary.NativeEndian.Uint64(b[:])%uint64(time.Second)))
 }
 

@@ -94,7 +94,7 @@ func (s *Store) pause(n int, f *failure) time.Duration {
 		pause = throttledPause
 	}
 	pause = min(pause<<min(n-1, 16), s.maxBackoff())
-	pause = pause/2 + rand.N(pause/2+1) //nolint:gosec // no secret
+	pause = pause/2 + rand.N(pause/2+1) // no secret
 	return min(max(pause, f.after), s.maxBackoff())
 }
 

@@ -19,7 +19,7 @@ func unsent(c net.Conn) int {
 	}
 	n := 0
 	err = raw.Control(func(fd uintptr) {
-		n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) //nolint:gosec // a descriptor is small
+		n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) // a descriptor is small
 	})
 	if err != nil {
 		return 0 // it was closed

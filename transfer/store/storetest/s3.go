@@ -115,7 +115,7 @@ func freePort(t testing.TB) string {
 // start returns whether the server has begun to listen, and what it said if not.
 func start(t testing.TB, program string, args []string, id, secret, port string) (ok bool, said string) {
 	t.Helper()
-	//nolint:gosec // it is the program that the test wants
+	// it is the program that the test wants
 	cmd := exec.CommandContext(context.Background(), program, args...)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+id, "ROOT_SECRET_KEY="+secret)
 	var output lockedBuffer
