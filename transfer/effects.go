@@ -361,18 +361,19 @@ func (e *effects) takeBack() error {
 // undoArtifactDirs gives the old cache directories, and what is in them, the modes and times that they had.
 func (e *effects) undoArtifactDirs() error {
 	var errs []error
+	roots := byRoot(e.list)
 	for i := range e.r.tree.Artifacts {
 		a := &e.r.tree.Artifacts[i]
-		k := slices.IndexFunc(e.list, func(p *placement) bool { return within("/"+a.Path, "/"+p.root) })
-		if a.Kind != index.Dir || k < 0 {
+		p := roots.of(a.Path)
+		if a.Kind != index.Dir || p == nil {
 			continue
 		}
-		rel := strings.TrimPrefix(a.Path, e.list[k].root)
-		st, err := index.LstatFile(e.list[k].target, "."+rel)
+		rel := strings.TrimPrefix(a.Path, p.root)
+		st, err := index.LstatFile(p.target, "."+rel)
 		if err == nil && st.SameFile(a.Stat) && st.Mode == a.Stat.Mode && st.MTime == a.Stat.MTime {
 			continue
 		}
-		dir := e.list[k].target + filepath.FromSlash(rel)
+		dir := p.target + filepath.FromSlash(rel)
 		if err == nil {
 			err = os.Chmod(dir, fs.FileMode(a.Stat.Mode&0o777))
 		}
@@ -388,10 +389,13 @@ func (e *effects) undoArtifactDirs() error {
 // times that they had.
 func (e *effects) undoDirTimes() error {
 	var errs []error
+	holds := map[string]bool{".": true}
+	for _, p := range e.list {
+		holds[path.Dir(p.root)] = true
+	}
 	for i := range e.r.tree.Sources {
 		s := &e.r.tree.Sources[i]
-		if s.Kind == index.Dir && (s.Path == "." ||
-			slices.ContainsFunc(e.list, func(p *placement) bool { return path.Dir(p.root) == s.Path })) {
+		if s.Kind == index.Dir && holds[s.Path] {
 			errs = append(errs, setDirTime(filepath.Join(e.r.root, filepath.FromSlash(s.Path)), s.Stat.MTime))
 		}
 	}

@@ -126,17 +126,17 @@ func (k *keeping) has(p string) bool { _, ok := k.files[p]; return ok }
 // merge moves what is kept from where the old directories were put aside into the staged ones, and gives the
 // directories that this changes, or that came with other modes or times, those that they should have.
 func (s *staging) merge(ctx context.Context, list []*placement, m *mover) error {
+	roots := byRoot(list)
 	for _, p := range s.keep.top {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		root := s.rootOf(p)
-		i := slices.IndexFunc(list, func(pl *placement) bool { return pl.root == root })
-		if i < 0 {
+		pl := roots.of(p)
+		if pl == nil {
 			continue
 		}
-		rel := filepath.FromSlash(strings.TrimPrefix(p, root))
-		if err := m.rename(list[i].aside()+rel, list[i].staged()+rel); err != nil {
+		rel := filepath.FromSlash(strings.TrimPrefix(p, pl.root))
+		if err := m.rename(pl.aside()+rel, pl.staged()+rel); err != nil {
 			return local(fmt.Errorf("keeping %q: %w", p, err))
 		}
 	}

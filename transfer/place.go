@@ -38,6 +38,39 @@ func (p *placement) work() string   { return filepath.Join(p.dir, workName) }
 func (p *placement) staged() string { return filepath.Join(p.work(), "new", p.name) }
 func (p *placement) aside() string  { return filepath.Join(p.work(), "old", p.name) }
 
+// places finds the cache directory that a path lies in: by paths in the tree, or by targets.
+type places map[string]*placement
+
+func byRoot(list []*placement) places {
+	m := make(places, len(list))
+	for _, p := range list {
+		m[p.root] = p
+	}
+	return m
+}
+
+func byTarget(list []*placement) places {
+	m := make(places, len(list))
+	for _, p := range list {
+		m[p.target] = p
+	}
+	return m
+}
+
+// of returns what at is, or lies in, or nil.
+func (m places) of(at string) *placement {
+	for {
+		if p := m[at]; p != nil {
+			return p
+		}
+		up := path.Dir(at)
+		if up == at {
+			return nil
+		}
+		at = up
+	}
+}
+
 // plan decides where each cache directory is staged, so that it can be renamed into place. Roots are those that the
 // index has, present those that are in the tree. Those whose parent is not a directory of the tree are left out, and
 // returned as skipped. A directory that cannot be replaced as a whole is a miss.
@@ -46,11 +79,15 @@ func plan(tree string, x *index.Index, roots, present []string) (list []*placeme
 	if err != nil {
 		return nil, nil, local(err)
 	}
+	wanted := make(map[string]bool, len(roots))
+	for _, r := range roots {
+		wanted[r] = true
+	}
 	all := slices.Concat(roots, present)
 	slices.Sort(all)
 	for i, r := range slices.Compact(all) {
 		p := &placement{root: r, target: filepath.Join(tree, filepath.FromSlash(r)), dir: tree, name: strconv.Itoa(i)}
-		if slices.Contains(roots, r) {
+		if wanted[r] {
 			p.entry, _ = x.Find(r)
 		}
 		if !isDir(tree, path.Dir(r)) {
@@ -112,18 +149,19 @@ func (p *placement) locate(tree string, treeMount mount) error {
 // conflict returns a miss if a cache directory shares its files with another one, by way of links, or if something is
 // mounted below one, where it would be moved away with it.
 func conflict(list []*placement) error {
-	for i, a := range list {
-		for _, b := range list[i+1:] {
-			if within(a.target, b.target) || within(b.target, a.target) {
-				return missf("%s and %s lead to the same directory", a.root, b.root)
-			}
+	targets := byTarget(list)
+	for _, a := range list {
+		b := targets[a.target]
+		if b == a {
+			b = targets.of(path.Dir(a.target))
+		}
+		if b != nil && b != a {
+			return missf("%s and %s lead to the same directory", min(a.root, b.root), max(a.root, b.root))
 		}
 	}
 	for _, m := range mountPoints() {
-		for _, p := range list {
-			if m != p.target && within(m, p.target) {
-				return missf("something is mounted in %s, at %s", p.root, m)
-			}
+		if p := targets.of(m); p != nil && m != p.target {
+			return missf("something is mounted in %s, at %s", p.root, m)
 		}
 	}
 	return nil
@@ -353,9 +391,13 @@ func (p *placement) finish(shift int64) error {
 // moved returns the paths in the tree of the files and links that were renamed one by one: that has changed their ctimes.
 func moved(list []*placement, m *mover) ([]string, error) {
 	var paths []string
+	targets := byTarget(list)
 	for _, s := range m.done {
-		i := slices.IndexFunc(list, func(p *placement) bool { return s.kind == renamed && within(s.to, p.target) })
-		if i < 0 || within(s.to, list[i].work()) {
+		if s.kind != renamed {
+			continue
+		}
+		p := targets.of(s.to)
+		if p == nil || within(s.to, p.work()) {
 			continue
 		}
 		fi, err := os.Lstat(s.to)
@@ -363,7 +405,7 @@ func moved(list []*placement, m *mover) ([]string, error) {
 			return nil, err
 		}
 		if !fi.IsDir() {
-			paths = append(paths, list[i].root+filepath.ToSlash(strings.TrimPrefix(s.to, list[i].target)))
+			paths = append(paths, p.root+filepath.ToSlash(strings.TrimPrefix(s.to, p.target)))
 		}
 	}
 	return paths, nil

@@ -132,7 +132,7 @@ func (j job) trace(t testing.TB, base string, decide func(point) verdict) (r chi
 	}
 	defer func() { _ = out.Close() }()
 	cmd.Stdout, cmd.Stderr = in, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 
 	runtime.LockOSThread() // all requests must come from the thread that started the child
 	defer runtime.UnlockOSThread()
@@ -171,7 +171,6 @@ type tracer struct {
 const (
 	traceSeccomp = 0x80 // PTRACE_O_TRACESECCOMP
 	eventSeccomp = 7
-	noThread     = 0x20000000 // __WNOTHREAD: only what this thread has started, for other tests have children too
 )
 
 func (tr *tracer) run() (died bool, err error) {
@@ -188,7 +187,8 @@ func (tr *tracer) run() (died bool, err error) {
 		return false, err
 	}
 	for {
-		tid, err := unix.Wait4(-1, &ws, unix.WALL|noThread, nil)
+		// For any thread of the child's process group. Other tests have children, too, some from this same thread.
+		tid, err := unix.Wait4(-tr.pid, &ws, unix.WALL, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -301,7 +301,7 @@ func readString(tid int, at uint64) (string, error) {
 // traceProblem says why no child can be traced here.
 var traceProblem = sync.OnceValue(func() error {
 	cmd := job{Do: "nothing", Traced: true}.command(quietly{})
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
