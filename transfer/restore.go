@@ -132,6 +132,7 @@ func (r *restoring) run(ctx context.Context, w index.Walker, names []string) err
 		if err != nil {
 			stop(err) // a tree that cannot be read needs nothing of the store
 		}
+		p.phase("waiting for the store")
 		tree <- err
 	}()
 	g.Go(func() (err error) {

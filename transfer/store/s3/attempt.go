@@ -49,8 +49,10 @@ func (f *failure) Unwrap() []error {
 }
 
 // try calls once until it succeeds, or fails for good, or the attempts are used up. What names the call in the error.
-// Once is told how many attempts were before it.
+// Once is told how many attempts were before it. One that stalled counts as two: it has taken long, and a store that
+// accepts connections and says nothing is seldom better the next time.
 func (s *Store) try(ctx context.Context, what string, once func(ctx context.Context, before int) error) error {
+	left := s.attempts()
 	for n := 1; ; n++ {
 		err := s.checkCredentials(ctx)
 		if err == nil {
@@ -63,7 +65,11 @@ func (s *Store) try(ctx context.Context, what string, once func(ctx context.Cont
 			return fmt.Errorf("%s %s: %w", what, s.location, context.Cause(ctx))
 		}
 		f := s.sort(err)
-		if !f.retry || n >= s.attempts() {
+		left--
+		if idle := (*idleError)(nil); errors.As(err, &idle) {
+			left--
+		}
+		if !f.retry || left <= 0 {
 			if n > 1 {
 				f.text = fmt.Sprintf("%s (attempt %d)", f.text, n)
 			}

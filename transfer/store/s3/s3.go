@@ -38,7 +38,7 @@ const (
 type Store struct {
 	// IdleTimeout ends an attempt in which no byte has moved for so long; 0 means DefaultIdleTimeout.
 	IdleTimeout time.Duration
-	// Attempts is how often a request is sent at most; 0 means DefaultAttempts.
+	// Attempts is how often a request is sent at most, where one that stalled counts as two; 0 means DefaultAttempts.
 	Attempts int
 	// MaxBackoff bounds the pause between two attempts, also one that the server asks for; 0 means DefaultMaxBackoff.
 	MaxBackoff time.Duration
