@@ -3,6 +3,7 @@
 //	go run ./bench               # everything; README.md beside this file says how long that takes
 //	go run ./bench -quick        # a small corpus and one round, to see whether it works
 //	go run ./bench -corpus DIR   # with a tree of one's own
+//	go run ./bench -cuts         # another table: where chunks should be cut (cuts.go)
 //
 // It makes a corpus and its changed versions (corpus.go), starts an S3 server and proxies before it (server.go,
 // proxy.go), lets nbc and the peers that it finds on the machine do the work of a build (round.go, peers.go), each
@@ -41,6 +42,7 @@ type options struct {
 	jsonFile string
 	svgFile  string
 	readme   string
+	cuts     bool
 }
 
 func main() {
@@ -71,6 +73,7 @@ func main() {
 	flag.StringVar(&o.jsonFile, "json", "", "write all measurements to this `file`, or to stdout if it is -")
 	flag.StringVar(&o.svgFile, "svg", "", "write the plot to this `file`")
 	flag.StringVar(&o.readme, "readme", "", "replace the tables in this `file` (bench/README.md)")
+	flag.BoolVar(&o.cuts, "cuts", false, "measure where to cut instead: each choice on pairs of trees")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unknown argument %q\n", flag.Arg(0))
@@ -109,6 +112,12 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 	}
 	if b.self, err = os.Executable(); err != nil {
 		return err
+	}
+	if o.cuts {
+		if err := b.buildNBC(ctx); err != nil {
+			return err
+		}
+		return b.cuts(ctx, stdout)
 	}
 	if err := b.prepare(ctx); err != nil {
 		return err

@@ -93,15 +93,21 @@ type facts struct {
 
 func (b *bench) say(format string, a ...any) { fmt.Fprintf(b.log, "bench: "+format+"\n", a...) }
 
+// buildNBC builds the program that is measured, unless there is one.
+func (b *bench) buildNBC(ctx context.Context) (err error) {
+	if b.nbc != "" {
+		b.nbc, err = filepath.Abs(b.nbc)
+		return err
+	}
+	b.nbc = filepath.Join(b.work, "nbc")
+	b.say("building nbc")
+	_, err = output(ctx, b.module, []string{"CGO_ENABLED=0"}, "go", "build", "-o", b.nbc, "./cmd/nbc")
+	return err
+}
+
 // prepare makes all that is needed for the rounds.
 func (b *bench) prepare(ctx context.Context) (err error) {
-	if b.nbc == "" {
-		b.nbc = filepath.Join(b.work, "nbc")
-		b.say("building nbc")
-		if _, err := output(ctx, b.module, []string{"CGO_ENABLED=0"}, "go", "build", "-o", b.nbc, "./cmd/nbc"); err != nil {
-			return err
-		}
-	} else if b.nbc, err = filepath.Abs(b.nbc); err != nil {
+	if err := b.buildNBC(ctx); err != nil {
 		return err
 	}
 	b.findPeers(ctx)
