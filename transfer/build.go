@@ -41,7 +41,8 @@ func (c *Cache) Open(root, state string, private bool) (*Build, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil, fmt.Errorf("%w: source tree %s is not a directory", ErrUsage, root)
 	}
-	if state == "" {
+	byDefault := state == ""
+	if byDefault {
 		if state, err = DefaultState(root); err != nil {
 			return nil, err
 		}
@@ -63,6 +64,11 @@ func (c *Cache) Open(root, state string, private bool) (*Build, error) {
 	b := &Build{cache: &mine, root: root, stat: index.StatOf(&st), state: s, private: private}
 	if found := s.recover(root); found != "" {
 		c.log().Warn(found)
+	}
+	if byDefault {
+		if err := sweepReceipts(filepath.Dir(state), mine.now()); err != nil {
+			c.log().Debug("removing old receipts", "error", err)
+		}
 	}
 	return b, nil
 }

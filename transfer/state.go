@@ -31,7 +31,7 @@ func DefaultState(root string) (string, error) {
 		return "", fmt.Errorf("finding the source tree: %w", err)
 	}
 	sum := chunk.Sum([]byte(abs))
-	name := hex.EncodeToString(sum[:12]) + ".receipt"
+	name := hex.EncodeToString(sum[:12]) + receiptSuffix
 	if home := stateHome(); home != "" {
 		dir := filepath.Join(home, "nbc")
 		outside := abs == "/" || !within(dir, abs)
@@ -54,6 +54,8 @@ func DefaultState(root string) (string, error) {
 	}
 	return filepath.Join(dir, name), nil
 }
+
+const receiptSuffix = ".receipt"
 
 func stateHome() string {
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
