@@ -93,6 +93,7 @@ func decodeTwice(t *testing.T, data []byte) {
 	if err != nil || epoch != x.Epoch || !reflect.DeepEqual(chunks, x.Chunks) {
 		t.Fatalf("DecodeChunks: %d, %v, %v", epoch, chunks, err)
 	}
+	sameSummary(t, data, x)
 }
 
 // FuzzDecodeChunks reads prefixes.

@@ -271,9 +271,39 @@ type networkStore interface {
 	FileSystem() (name string, network bool, err error)
 }
 
-// checkConditions finds out whether the store is one that can be collected. What was found before is believed, if it
-// was good and is not old; what is found is noted.
+// checkConditions finds out whether the store is one that can be collected.
 func (g *collection) checkConditions(ctx context.Context, plain store.Store) error {
+	if err := g.learnConditions(ctx, plain); err != nil {
+		return err
+	}
+	c := &g.conditions
+	if g.o.KeepWithin > 0 {
+		if err := c.dropping(); err != nil {
+			return err
+		}
+	}
+	if c.works() {
+		return nil
+	}
+	found := fmt.Errorf("%w: creating an object: %s; replacing one: %s", ErrUnsafe, c.Create.Found, c.Swap.Found)
+	if !g.o.OnlyCollector {
+		return found
+	}
+	g.warn("%v", found)
+	return nil
+}
+
+// dropping says why names cannot be dropped, if they cannot.
+func (c *Conditions) dropping() error {
+	if c.Drop.Works {
+		return nil
+	}
+	return fmt.Errorf("%w for dropping names: %s", ErrUnsafe, cmp.Or(c.Drop.Found, c.Swap.Found, c.Create.Found))
+}
+
+// learnConditions finds out what the store's conditional writes do. What was found before is believed, if it was good
+// and is not old; what is found is noted.
+func (g *collection) learnConditions(ctx context.Context, plain store.Store) error {
 	if n, ok := plain.(networkStore); ok {
 		name, network, err := n.FileSystem()
 		if err != nil {
@@ -313,17 +343,6 @@ func (g *collection) checkConditions(ctx context.Context, plain store.Store) err
 	if !c.Delete.Works {
 		g.deleter = nil
 	}
-	if g.o.KeepWithin > 0 && !c.Drop.Works {
-		return fmt.Errorf("%w for dropping names: %s", ErrUnsafe, cmp.Or(c.Drop.Found, c.Swap.Found, c.Create.Found))
-	}
-	if c.works() {
-		return nil
-	}
-	found := fmt.Errorf("%w: creating an object: %s; replacing one: %s", ErrUnsafe, c.Create.Found, c.Swap.Found)
-	if !g.o.OnlyCollector {
-		return found
-	}
-	g.warn("%v", found)
 	return nil
 }
 

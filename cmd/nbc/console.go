@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -112,9 +111,9 @@ const jsonVersion = 1
 
 // printJSON prints v on stdout.
 func (a *app) printJSON(v any) {
-	data, err := json.Marshal(v)
+	data, err := plainJSON(v)
 	if err != nil {
-		a.console.fail(fmt.Errorf("making JSON: %w", err), "")
+		a.console.fail(err, "")
 		a.code = otherKind.code
 		return
 	}

@@ -31,6 +31,7 @@ const exitCodes = `Exit codes:
    16  changing: files changed while they were saved
    17  no-receipt: a save without a name, or times, and no restore before it
    18  timeout: not finished within --timeout
+   19  absent: there is no such cache name, for verbs that are about one
 128+N  ended by signal N; 130 is Ctrl-C
 
 With --best-effort all but wrong use and signals become a warning and 0. nbc run
@@ -73,6 +74,8 @@ func kindOf(err error) kind {
 	case errors.Is(err, store.ErrRefused) && !errors.As(err, new(*fs.PathError)):
 		// With a path it is a file of the source tree or of nbc's state that may not be read or written.
 		return kind{"refused", 11}
+	case errors.As(err, new(*absentName)):
+		return kind{"absent", 19}
 	}
 	return otherKind
 }

@@ -2,7 +2,8 @@
 //
 // Every verb has a file of its own and is thin: it reads its flags, opens the store (open.go, the only place that knows
 // all kinds of stores), calls one method of [nbc/transfer], and prints. What is written where: people read stderr, and
-// stdout holds JSON or nothing. How errors become exit codes and hints stands in errors.go.
+// stdout holds what was asked for (print.go), JSON, or nothing. How errors become exit codes and hints stands in
+// errors.go.
 package main
 
 import (
@@ -67,8 +68,8 @@ elsewhere:
   make
   nbc save
 
-Everything is told on stderr; stdout holds JSON (--json) or nothing. Each flag
-has an environment variable, which is named beside it; a flag that is given
+Everything is told on stderr; stdout holds what was asked for (list and the
+like), JSON (--json) or nothing. Each flag has an environment variable, which is named beside it; a flag that is given
 wins, a wrong value in either is an error. A list in a variable has one item on
 each line. Patterns are relative to the source tree: * and ? match within a
 name, ** any number of directories, {a,b} one or the other, a backslash takes
@@ -87,6 +88,8 @@ the meaning from the next character.
 		saveCommand(a),
 		runCommand(a),
 		timesCommand(a),
+		listCommand(a),
+		rmCommand(a),
 		gcCommand(a),
 		daemonCommand(a),
 		versionCommand(a),
