@@ -21,7 +21,7 @@ nbc save after the build knows what to save.`,
 		Example: `  nbc restore myapp/$BRANCH --fallback myapp/main --dir dist --dir 'packages/*/dist'
   nbc restore myapp/main --dir build --store 's3://bucket/nbc?region=eu-west-1'`,
 		Args:              cobra.MatchAll(nameArg, cobra.ExactArgs(1)),
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: a.completeOneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.needDirs(); err != nil {
 				return err

@@ -25,7 +25,7 @@ the build: what has changed since the build read it is taken for built.`,
   nbc save --failed
   nbc save myapp/main --dir dist`,
 		Args:              cobra.MatchAll(cobra.MaximumNArgs(1), nameArg),
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: a.completeOneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts := transfer.SaveOptions{Failed: o.failed}
 			if len(args) > 0 {
