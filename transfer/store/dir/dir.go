@@ -28,7 +28,7 @@ import (
 	"nbc/transfer/store"
 )
 
-// chunks is where the objects are that are not made durable one by one: DESIGN has them durable when an index appears.
+// chunks is where the objects are that are not made durable one by one: they must be when an index appears.
 const chunks = "chunks/"
 
 // Store keeps objects in a directory. [Open] makes one; Close ends it.
