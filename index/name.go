@@ -25,19 +25,26 @@ func Path(name string) (string, error) {
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
 		return "", fmt.Errorf("cache name %q holds bytes that are not text", name)
 	}
+	key := PathPrefix(name)
+	if n := len(key) - len(Prefix); n > maxEscaped {
+		return "", fmt.Errorf("cache name %q is too long: %d bytes when escaped, %d are allowed", name, n, maxEscaped)
+	}
+	return key, nil
+}
+
+// PathPrefix returns what the keys of all cache names begin with that begin with start, and of no others.
+func PathPrefix(start string) string {
 	var b strings.Builder
-	for i := range len(name) {
-		c := name[i]
+	b.WriteString(Prefix)
+	for i := range len(start) {
+		c := start[i]
 		if plain(c) && (c != '.' || i > 0) {
 			b.WriteByte(c)
 		} else {
 			fmt.Fprintf(&b, "~%02x", c)
 		}
 	}
-	if b.Len() > maxEscaped {
-		return "", fmt.Errorf("cache name %q is too long: %d bytes when escaped, %d are allowed", name, b.Len(), maxEscaped)
-	}
-	return Prefix + b.String(), nil
+	return b.String()
 }
 
 func plain(c byte) bool {

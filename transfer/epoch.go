@@ -73,6 +73,20 @@ type Manifest struct {
 	Since int64 `json:"since,omitempty"`
 }
 
+// covers says whether the manifest has all keys that died in the epochs after since, up to that one.
+func (m *Manifest) covers(since, to uint64) bool { return m.From <= since+1 && m.To >= to }
+
+// manifest returns the shortest manifest that reaches back to the epoch since, or nil if none does.
+func (st *State) manifest(since uint64) *Manifest {
+	var best *Manifest
+	for i := range st.Dead {
+		if m := &st.Dead[i]; m.covers(since, st.Epoch) && (best == nil || m.From > best.From) {
+			best = m
+		}
+	}
+	return best
+}
+
 // Condemned names objects with whole chunk keys: Key.0, Key.1 and so on, as many as there are Parts.
 type Condemned struct {
 	Key   string `json:"key"`
@@ -153,18 +167,12 @@ func (d *dead) learn(ctx context.Context, s store.Store, st State, since uint64)
 	if since >= st.Epoch {
 		return true, nil
 	}
-	covers := func(m Manifest) bool { return m.From <= since+1 && m.To >= st.Epoch }
 	for i := range d.read {
-		if covers(d.read[i].Manifest) {
+		if d.read[i].covers(since, st.Epoch) {
 			return true, nil
 		}
 	}
-	var best *Manifest
-	for i := range st.Dead {
-		if m := &st.Dead[i]; covers(*m) && (best == nil || m.From > best.From) {
-			best = m
-		}
-	}
+	best := st.manifest(since)
 	if best == nil {
 		return false, nil
 	}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -212,11 +214,16 @@ func (s *saving) usable(k chunk.Key) bool {
 	return ok && g == k.Epoch
 }
 
-// look walks the tree and asks the store, at the same time.
+// look walks the tree and asks the store, at the same time. What takes the store longer than the tree is waited for, but
+// for what the looking for siblings finds late.
 func (s *saving) look(ctx context.Context) error {
 	var tree *index.Tree
 	var others []*index.Index
 	g, gctx := errgroup.WithContext(ctx)
+	patient, giveUp := context.WithCancel(gctx)
+	defer giveUp()
+	var patience *time.Timer
+	stateRead := make(chan struct{})
 	g.Go(func() (err error) {
 		if tree, err = s.walker.Walk(gctx, s.root); err != nil {
 			return localUnless(gctx, fmt.Errorf("looking at the tree: %w", err))
@@ -226,17 +233,32 @@ func (s *saving) look(ctx context.Context) error {
 		if s.probe, err = settle(clocks(s.root, []string{s.root}, tree.Artifacts), statsOf(tree.Artifacts)); err != nil {
 			s.probe = 0 // a tree that cannot be written to proves nothing by times; all is read the next time
 		}
-		return s.describeSources(gctx, tree)
-	})
-	g.Go(func() (err error) {
-		s.state, err = readState(gctx, s.cache.Store)
+		err = s.describeSources(gctx, tree)
+		patience = time.AfterFunc(siblingPatience(tree), giveUp)
 		return err
 	})
 	g.Go(func() (err error) {
-		others, err = s.dedupBases(gctx)
+		if s.state, err = readState(gctx, s.cache.Store); err == nil {
+			close(stateRead)
+		}
 		return err
 	})
-	if err := g.Wait(); err != nil {
+	g.Go(func() (err error) {
+		if others, err = s.dedupBases(gctx); err != nil || len(others) > 0 || !s.alone() {
+			return err
+		}
+		select {
+		case <-stateRead:
+			return s.findSiblings(patient) // from here on it is the only one to know of the state
+		case <-gctx.Done():
+			return context.Cause(gctx)
+		}
+	})
+	err := g.Wait()
+	if patience != nil {
+		patience.Stop()
+	}
+	if err != nil {
 		return err
 	}
 	for _, p := range tree.Skipped {
@@ -304,13 +326,19 @@ func (s *saving) learn(ctx context.Context, bases []*index.Index) error {
 // dedupBases reads the chunk keys of indexes that the build was not restored from, but that are likely to have much of
 // it: those of the name itself and of its fallbacks. One that is absent, refused or damaged is no help, and no fault;
 // one that cannot be reached ends the save, which could not reach the store either.
+//
+// Where the base is the name's own index none is read: it has nearly all that they could have. After a restore that met
+// a damaged chunk none is read either: they may refer to the same chunk, which would then never be sent again. The base,
+// if there is one, was restored, so that its chunks are whole.
 func (s *saving) dedupBases(ctx context.Context) ([]*index.Index, error) {
 	r := s.receipt
+	if s.baseUsable() && r.Base == s.o.Name || r != nil && r.Store == s.format.ID && len(r.Damaged) > 0 {
+		return nil, nil
+	}
 	var list []*index.Index
 	names := append([]string{s.o.Name}, s.o.Fallbacks...)
 	for _, name := range slices.Backward(names) { // so that the name's own keys win
-		if s.baseUsable() && r.Base == name || r != nil && r.Store == s.format.ID &&
-			(slices.Contains(r.Damaged, name) || r.Absent && r.Name == name) {
+		if s.baseUsable() && r.Base == name || r != nil && r.Store == s.format.ID && r.Absent && r.Name == name {
 			continue
 		}
 		x, err := s.cache.readKeys(ctx, name)
@@ -321,14 +349,12 @@ func (s *saving) dedupBases(ctx context.Context) ([]*index.Index, error) {
 		case err != nil:
 			return nil, err
 		}
-		list = append(list, x)
+		if len(x.Chunks) > 0 { // or it is a tombstone
+			list = append(list, x)
+		}
 	}
 	return list, nil
 }
-
-// firstRead is how much of an index is asked for when only its chunk keys are wanted: those of some 7,000 chunks, or
-// 1 GB of contents.
-const firstRead = 256 << 10
 
 // readKeys reads the epoch and the chunk keys of a name's index, and nothing behind them.
 func (c *Cache) readKeys(ctx context.Context, name string) (*index.Index, error) {
@@ -336,20 +362,34 @@ func (c *Cache) readKeys(ctx context.Context, name string) (*index.Index, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	o, err := c.Store.Get(ctx, key, store.Read{Length: firstRead})
+	var most atomic.Int64
+	most.Store(index.MaxSize)
+	x, err := c.readKeysWithin(ctx, key, index.FirstRead, &most)
+	if err != nil && !errors.Is(err, index.ErrInvalid) && !errors.Is(err, index.ErrVersion) {
+		err = fmt.Errorf("reading the chunk keys of %s: %w", name, err)
+	}
+	return x, err
+}
+
+// readKeysWithin reads the chunk keys of the index at key: of its first bytes as many as first, and then, if they take
+// more, all of them, less than which left must hold. It takes them off left.
+func (c *Cache) readKeysWithin(ctx context.Context, key string, first int64, left *atomic.Int64) (*index.Index, error) {
+	o, err := c.Store.Get(ctx, key, store.Read{Length: first})
 	if err != nil {
-		return nil, fmt.Errorf("reading the chunk keys of %s: %w", name, err)
+		return nil, err
 	}
 	need, err := index.PrefixSize(o.Data)
 	if err != nil {
 		return nil, err
 	}
+	if left.Add(-int64(need)) < 0 {
+		return nil, fmt.Errorf("%w: the chunk keys of %s take %d bytes", store.ErrTooLarge, key, need)
+	}
 	if need > len(o.Data) {
 		if o, err = c.Store.Get(ctx, key, store.Read{Length: int64(need)}); err != nil {
-			return nil, fmt.Errorf("reading the chunk keys of %s: %w", name, err)
+			return nil, err
 		}
 	}
-	c.Progress.Transferred.Add(int64(len(o.Data)))
 	epoch, chunks, err := index.DecodeChunks(o.Data)
 	if err != nil {
 		return nil, err

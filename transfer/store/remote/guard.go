@@ -316,13 +316,19 @@ func (g guard) List(ctx context.Context, prefix string, yield func(store.Info) e
 	if !g.rules.Any(g.peer, Reading) {
 		return refused(hintRules, "the nbc daemon does not allow %s to read anything", g.peer)
 	}
-	return g.store.List(ctx, prefix, func(i store.Info) error {
-		name, err := index.ParsePath(i.Key)
-		if err != nil || !g.rules.Allow(g.peer, Reading, name) {
-			return nil
+	for _, p := range g.rules.prefixes(g.peer, prefix) {
+		err := g.store.List(ctx, p, func(i store.Info) error {
+			name, err := index.ParsePath(i.Key)
+			if err != nil || !g.rules.Allow(g.peer, Reading, name) {
+				return nil
+			}
+			return yield(i)
+		})
+		if err != nil {
+			return err
 		}
-		return yield(i)
-	})
+	}
+	return context.Cause(ctx)
 }
 
 // Delete implements [store.Store]: nobody may.

@@ -281,6 +281,9 @@ func (x *exchange) tell(err error) {
 			level = slog.LevelDebug
 		case result == "refused", result == "invalid", result == methodKind:
 			m.refused.WithLabelValues(x.kind).Inc()
+			if x.kind == "list" {
+				level = slog.LevelInfo // a save that has nothing to begin with tries it
+			}
 		}
 	} else if isIndex(x.key) {
 		level = slog.LevelInfo

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"nbc/index"
 )
 
 // Right is what a rule allows to do with a cache name.
@@ -50,6 +52,51 @@ func (rs Rules) Allow(p Peer, right Right, name string) bool {
 // Any reports whether there is any name that a peer may read or write.
 func (rs Rules) Any(p Peer, right Right) bool {
 	return slices.ContainsFunc(rs, func(r Rule) bool { return r.Right == right && r.admits(p) })
+}
+
+// maxListings bounds how many listings of the far store one listing for a peer takes.
+const maxListings = 16
+
+// prefixes returns the prefixes of keys that together hold every index whose key begins with prefix and that the peer
+// may read, in the order of the keys, and hardly any other: so what a listing costs, and how long it takes, tells a peer
+// nothing of the names that it may not read.
+func (rs Rules) prefixes(p Peer, prefix string) []string {
+	var list []string
+	for _, r := range rs {
+		if r.Right != Reading || !r.admits(p) {
+			continue
+		}
+		switch begin := index.PathPrefix(literal(r.Glob)); {
+		case strings.HasPrefix(begin, prefix):
+			list = append(list, begin)
+		case strings.HasPrefix(prefix, begin):
+			return []string{prefix}
+		}
+	}
+	slices.Sort(list)
+	var apart []string
+	for _, begin := range list {
+		// What begins with another one of the list stands behind it.
+		if n := len(apart); n == 0 || !strings.HasPrefix(begin, apart[n-1]) {
+			apart = append(apart, begin)
+		}
+	}
+	if len(apart) > maxListings {
+		return []string{prefix}
+	}
+	return apart
+}
+
+// literal returns the text that every name begins with that glob matches.
+func literal(glob string) string {
+	var b strings.Builder
+	for i := 0; i < len(glob) && glob[i] != '*' && glob[i] != '?'; i++ {
+		if glob[i] == '\\' && i+1 < len(glob) {
+			i++
+		}
+		b.WriteByte(glob[i])
+	}
+	return b.String()
 }
 
 // admits reports whether the rule is about this peer. One of which nothing is known is only admitted by rules for all.

@@ -9,7 +9,60 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"nbc/index"
 )
+
+// What is listed for a peer holds all that it may read, and nothing is asked for that no rule can match.
+func TestPrefixes(t *testing.T) {
+	peer := Peer{UID: 1000, GID: 100, Known: true}
+	for _, c := range []struct {
+		rules, prefix string
+		want          []string
+	}{
+		{"", "index/", nil},
+		{"write app/**", "index/", nil},
+		{"read app/**  uid=1001", "index/", nil},
+		{"read **", "index/", []string{"index/"}},
+		{"read **", "index/app~2f", []string{"index/app~2f"}},
+		{"read app/*", "index/", []string{"index/app~2f"}},
+		{"read app/*", "index/app~2", []string{"index/app~2f"}},
+		{"read app/*", "index/app~2fmain@", []string{"index/app~2fmain@"}},
+		{"read app/*", "index/other", nil},
+		{"read App-?", "index/", []string{"index/~41pp-"}},
+		{`read a\*b`, "index/", []string{"index/a~2ab"}},
+		{"read b/*\nread a\nread a/b\nread ab*\nread c*d", "index/", []string{"index/a", "index/b~2f", "index/c"}},
+		{"read b/*\nread *", "index/", []string{"index/"}},
+	} {
+		if got := allow(t, c.rules).prefixes(peer, c.prefix); !slices.Equal(got, c.want) {
+			t.Errorf("%q, %s: %q, want %q", c.rules, c.prefix, got, c.want)
+		}
+	}
+	var many strings.Builder
+	for i := range 3 * maxListings {
+		fmt.Fprintf(&many, "read %02d/*\n", i)
+	}
+	if got := allow(t, many.String()).prefixes(peer, "index/"); !slices.Equal(got, []string{"index/"}) {
+		t.Errorf("%q", got)
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		name := rapid.StringOfN(rapid.SampledFrom([]rune(`ab/@*?\A.`)), 1, 6, -1).Draw(r, "name")
+		var glob string
+		for _, c := range name[:rapid.IntRange(0, len(name)).Draw(r, "kept")] {
+			glob += rapid.SampledFrom([]string{`\` + string(c), `\` + string(c), "?"}).Draw(r, "character")
+		}
+		glob += "**"
+		rules := Rules{{Right: Reading, Glob: glob}}
+		key, err := index.Path(name)
+		if err != nil || CheckGlob(glob) != nil || !rules.Allow(peer, Reading, name) {
+			r.Skip()
+		}
+		prefix := key[:rapid.IntRange(len(index.Prefix), len(key)).Draw(r, "prefix")]
+		if !slices.ContainsFunc(rules.prefixes(peer, prefix), func(p string) bool { return strings.HasPrefix(key, p) }) {
+			r.Fatalf("%q may be read by %q, and %q is not listed by %q", name, glob, key, prefix)
+		}
+	})
+}
 
 func TestAllow(t *testing.T) {
 	alice := Peer{UID: 1000, GID: 100, PID: 1, Known: true}
