@@ -42,7 +42,13 @@ func newShelf(t testing.TB) *shelf {
 // probed notes that the store's conditions work, so that no collection has to try them out.
 func (s *shelf) probed() {
 	s.t.Helper()
-	data, err := json.Marshal(goodConditions())
+	s.note(goodConditions())
+}
+
+// note notes what the store's conditions do.
+func (s *shelf) note(c Conditions) {
+	s.t.Helper()
+	data, err := json.Marshal(c)
 	if err != nil {
 		s.t.Fatal(err)
 	}

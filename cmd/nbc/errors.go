@@ -36,7 +36,8 @@ const exitCodes = `Exit codes:
 
 With --best-effort all but wrong use and signals become a warning and 0. nbc run
 exits as its command does: 126 says that this cannot be executed, 127 that there
-is none of that name, 2 and 128+N may also be nbc's own. The words before the
+is none of that name, 2 and 128+N may also be nbc's own. nbc diff exits with 1
+if the trees differ; a failure of another kind is 2 there. The words before the
 colons are the "kind" of a failure in JSON.`
 
 // kind is a failure as scripts see it.

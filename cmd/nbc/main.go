@@ -89,6 +89,8 @@ the meaning from the next character.
 		runCommand(a),
 		timesCommand(a),
 		listCommand(a),
+		showCommand(a),
+		diffCommand(a),
 		rmCommand(a),
 		gcCommand(a),
 		daemonCommand(a),
