@@ -102,6 +102,15 @@ func Decode(data []byte) (*Index, error) {
 		}
 	}
 	x := &Index{Epoch: h.epoch, Roots: texts(build.Roots), Build: build.build()}
+	if i, ok := h.outputs(); ok {
+		var s outputSection
+		if err := h.rows[i].decode(stored[i], &s); err != nil {
+			return nil, err
+		}
+		if x.Outputs, err = s.outputs(); err != nil {
+			return nil, err
+		}
+	}
 	if x.Chunks, err = chunks.chunks(h.epoch); err != nil {
 		return nil, err
 	}

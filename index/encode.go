@@ -69,7 +69,11 @@ func (x *Index) Encode() ([]byte, error) {
 		sections [][]byte
 		size     int
 	)
-	for i, section := range []any{x.chunkSection(), x.entrySection(), x.sourceSection(), x.buildSection()} {
+	list := []any{x.chunkSection(), x.entrySection(), x.sourceSection(), x.buildSection()}
+	if len(x.Outputs.List) > 0 {
+		list = append(list, x.Outputs.section())
+	}
+	for i, section := range list {
 		plain, err := encMode().Marshal(section)
 		if err != nil {
 			return nil, fmt.Errorf("encoding an index: %w", err)

@@ -57,8 +57,9 @@ type crafted struct {
 	entries entrySection
 	sources sourceSection
 	build   buildSection
-	plain   [known][]byte                    // if set, instead of a section above
-	frame   [known]func(plain []byte) []byte // if set, makes the stored bytes, with encoding 1
+	outputs *outputSection                         // or nil
+	plain   [kindOutputs][]byte                    // if set, instead of a section above
+	frame   [kindOutputs]func(plain []byte) []byte // if set, makes the stored bytes, with encoding 1
 	epoch   uint64
 	extra   []row                 // after those of the sections
 	edit    func(h *header)       // the last change before the header's own check is added
@@ -66,16 +67,24 @@ type crafted struct {
 }
 
 func craft(x *Index) *crafted {
-	return &crafted{
+	c := &crafted{
 		chunks: *x.chunkSection(), entries: *x.entrySection(), sources: *x.sourceSection(), build: *x.buildSection(),
 		epoch: x.Epoch,
 	}
+	if len(x.Outputs.List) > 0 {
+		c.outputs = x.Outputs.section()
+	}
+	return c
 }
 
 func (c *crafted) data() []byte {
 	h := header{epoch: c.epoch}
 	var body []byte
-	for i, section := range []any{&c.chunks, &c.entries, &c.sources, &c.build} {
+	list := []any{&c.chunks, &c.entries, &c.sources, &c.build}
+	if c.outputs != nil || c.plain[kindOutputs-1] != nil {
+		list = append(list, c.outputs)
+	}
+	for i, section := range list {
 		plain := c.plain[i]
 		if plain == nil {
 			var err error
@@ -134,8 +143,8 @@ func mustEncode(t testing.TB, x *Index) []byte {
 	return data
 }
 
-// plainSections are the sections 1 to 4 of a valid index, decompressed.
-func plainSections(t testing.TB, data []byte) (plain [known][]byte) {
+// plainSections are the sections 1 to 5 of a valid index, decompressed; the last one nil if there is none.
+func plainSections(t testing.TB, data []byte) (plain [kindOutputs][]byte) {
 	t.Helper()
 	h, err := readHeader(data)
 	if err != nil {
@@ -143,6 +152,9 @@ func plainSections(t testing.TB, data []byte) (plain [known][]byte) {
 	}
 	rest := data[h.size():]
 	for i := range plain {
+		if _, ok := h.outputs(); i == known && !ok {
+			break
+		}
 		plain[i], rest = rest[:h.rows[i].stored], rest[h.rows[i].stored:]
 		if h.rows[i].encoding == zstdOne {
 			if plain[i], err = decoder().DecodeAll(plain[i], make([]byte, 0, h.rows[i].plain)); err != nil {
@@ -248,7 +260,38 @@ func trees(t *rapid.T) *Index {
 	if rapid.Bool().Draw(t, "patterns") {
 		x.Build.Patterns = []string{"dist", "packages/*/dist", "\xff"}
 	}
+	if rapid.Bool().Draw(t, "outputs") {
+		x.Outputs = drawOutputs(t, x)
+	}
 	return x
+}
+
+// drawOutputs draws outputs, and places in the files of x.
+func drawOutputs(t *rapid.T, x *Index) (o Outputs) {
+	for i, name := range []string{"bin", "dev", "out"}[:rapid.IntRange(1, 3).Draw(t, "outputs")] {
+		hash := strings.Repeat(string(base32[i]), HashSize-2) + rapid.StringMatching(`[0-9a-df-np-sv-z]{2}`).Draw(t, "hash")
+		o.List = append(o.List, Output{name, "/nix/store/" + hash + "-" + rapid.StringMatching(`[a-z+._?=-]{1,40}`).Draw(t, "name")})
+	}
+	if rapid.Bool().Draw(t, "patterns") {
+		o.NoRewrite = []string{"**/*.jar", "\xff"}
+	}
+	var begin, end int64
+	for i := range x.Entries {
+		end += x.Entries[i].Size
+		for range rapid.IntRange(0, 3).Draw(t, "occurrences") {
+			c := Occurrence{
+				Offset: begin + rapid.SampledFrom([]int64{0, 1, 300}).Draw(t, "gap"),
+				Output: uint16(rapid.IntRange(0, len(o.List)-1).Draw(t, "output")),
+				Named:  rapid.Bool().Draw(t, "named"),
+			}
+			if c.Offset+o.Length(c) <= end {
+				o.Occurrences = append(o.Occurrences, c)
+				begin = c.Offset + o.Length(c)
+			}
+		}
+		begin = end
+	}
+	return o
 }
 
 func TestDecodeIsTheInverseOfEncode(t *testing.T) {
@@ -281,7 +324,7 @@ func TestDecodeIsTheInverseOfEncode(t *testing.T) {
 
 func TestSample(t *testing.T) {
 	for _, x := range []*Index{
-		sample(), {}, {Epoch: math.MaxUint64}, newCorpus(1).goCache(1000), newCorpus(2).nodeModules(3000),
+		sample(), withOutputs(), {}, {Epoch: math.MaxUint64}, newCorpus(1).goCache(1000), newCorpus(2).nodeModules(3000),
 	} {
 		y, err := Decode(mustEncode(t, x))
 		if err != nil {
@@ -372,7 +415,7 @@ func TestUnknownSections(t *testing.T) {
 		flagRefers:              {nil, ErrVersion},
 		flagNeeded | flagRefers: {ErrVersion, ErrVersion},
 	} {
-		for _, kind := range []uint16{kindOutputs, 0x7fff, kindSignature} {
+		for _, kind := range []uint16{kindOutputs + 1, 0x7fff, kindSignature} {
 			c := craft(sample())
 			// Its encoding and its plain length are of a kind that nobody knows yet.
 			c.extra = []row{{kind: kind, flags: uint8(flags), encoding: 9, plain: 1 << 40, sum: blake3.Sum256(nil)}}

@@ -30,7 +30,7 @@ func seeds(f *testing.F) [][]byte {
 		}
 		list = append(list, data, data[:len(data)/2])
 	}
-	return append(list, mustEncode(f, sample()), mustEncode(f, newCorpus(1).nodeModules(50)))
+	return append(list, mustEncode(f, sample()), mustEncode(f, withOutputs()), mustEncode(f, newCorpus(1).nodeModules(50)))
 }
 
 // FuzzDecode changes bytes of good indexes. The hashes are made to fit once more, or they would hide all the rest.
@@ -46,14 +46,14 @@ func FuzzDecode(f *testing.F) {
 
 // FuzzSections makes up the plain sections, so that no frame hides them.
 func FuzzSections(f *testing.F) {
-	for _, x := range []*Index{{}, sample(), newCorpus(1).nodeModules(20), newCorpus(1).goCache(300)} {
+	for _, x := range []*Index{{}, sample(), withOutputs(), newCorpus(1).nodeModules(20), newCorpus(1).goCache(300)} {
 		p := plainSections(f, mustEncode(f, x))
-		f.Add(x.Epoch, p[0], p[1], p[2], p[3])
+		f.Add(x.Epoch, p[0], p[1], p[2], p[3], p[4])
 	}
-	f.Fuzz(func(t *testing.T, epoch uint64, chunks, entries, sources, build []byte) {
-		c := &crafted{epoch: epoch, plain: [known][]byte{chunks, entries, sources, build}}
+	f.Fuzz(func(t *testing.T, epoch uint64, chunks, entries, sources, build, outputs []byte) {
+		c := &crafted{epoch: epoch, plain: [kindOutputs][]byte{chunks, entries, sources, build, outputs}}
 		for i := range c.plain {
-			if c.plain[i] == nil {
+			if c.plain[i] == nil && i < known {
 				c.plain[i] = []byte{}
 			}
 		}

@@ -32,7 +32,7 @@ const (
 	kindEntries   = 2
 	kindSources   = 3
 	kindBuild     = 4
-	kindOutputs   = 5      // reserved for the offsets of output paths; needed
+	kindOutputs   = 5      // in an index that was saved with output paths
 	kindSignature = 0xffff // reserved for a signature over the header up to its own row
 	known         = 4      // kinds 1 to 4 are in every index
 )
@@ -149,7 +149,7 @@ func (r *row) check() error {
 	switch {
 	case r.flags&^(flagNeeded|flagRefers) != 0:
 		return fmt.Errorf("%w: flags %#x", ErrVersion, r.flags)
-	case r.kind > known:
+	case r.kind > kindOutputs:
 		return nil // its encoding and its plain length may be of a newer kind as well
 	case r.encoding > zstdOne:
 		return fmt.Errorf("%w: encoding %d", ErrVersion, r.encoding)
@@ -168,10 +168,15 @@ func (r *row) check() error {
 // ratioBound returns how many plain bytes a section of stored bytes may have.
 func ratioBound(stored uint64) uint64 { return 1<<20 + MaxRatio*stored }
 
+// outputs returns the place of the section of kindOutputs, if there is one.
+func (h *header) outputs() (int, bool) {
+	return known, len(h.rows) > known && h.rows[known].kind == kindOutputs
+}
+
 // refuse returns ErrVersion if there is a section of an unknown kind with this flag.
 func (h *header) refuse(flag uint8) error {
 	for i := range h.rows[known:] {
-		if r := &h.rows[known+i]; r.flags&flag != 0 {
+		if r := &h.rows[known+i]; r.kind != kindOutputs && r.flags&flag != 0 {
 			return fmt.Errorf("%w: it has a section of kind %d", ErrVersion, r.kind)
 		}
 	}

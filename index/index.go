@@ -60,6 +60,8 @@ type Index struct {
 	Sources []Source
 	// Build says where these artifacts come from.
 	Build Build
+	// Outputs say where the paths stand that the build was to be installed to.
+	Outputs Outputs
 }
 
 // Chunk is a piece of the contents: where it is stored, and its plain length in bytes.

@@ -365,7 +365,118 @@ func cases() []rejected {
 			x.Build.Patterns = strings.Split(strings.Repeat("p", MaxPatterns+1), "")
 		}),
 	)
+
+	// Output paths.
+	inOutputs := func(rule, name, text string, err error, edit func(r *row)) {
+		add(rejected{rule: rule, name: name, text: text, err: err, edit: func(c *crafted) {
+			*c = *craft(withOutputs())
+			c.edit = func(h *header) { edit(&h.rows[kindOutputs-1]) }
+		}})
+	}
+	inOutputs("H8", "output paths that refer", "flags 0x3", nil, func(r *row) { r.flags = 3 })
+	inOutputs("H8", "output paths that are not needed", "flags 0x0", nil, func(r *row) { r.flags = 0 })
+	inOutputs("H9", "encoding 2 of output paths", "encoding 2", ErrVersion, func(r *row) { r.encoding = 2 })
+	inOutputs("H10", "two lengths of output paths", "are stored as", nil, func(r *row) { r.plain++ })
+	inOutputs("H11", "output paths of 2^28 + 1 bytes", "plain bytes, 268435456 are allowed", nil,
+		func(r *row) { r.encoding, r.plain = zstdOne, MaxSection+1 })
+	cut := func(b []byte) []byte { return b[:len(b)-1] }
+	const hash = "zs2b3c4d5f6g7h8i9j0k1l2m3n4p5q6r"
+	add(
+		outputColumns("S5", "uses cut off", "fit together", func(s *outputSection) { s.Uses = append(s.Uses, 0x80) }),
+		outputColumns("S5", "a use with an empty group", "fit together",
+			func(s *outputSection) { s.Uses = append(cut(s.Uses), 0x82, 0) }),
+		outputColumns("S5", "a gap of 65 bits", "fit together", func(s *outputSection) {
+			s.Uses, s.Gaps = []byte{0}, append(bytes.Repeat([]byte{0xff}, 9), 2)
+		}),
+		outputColumns("S6", "a use more", "4 places", func(s *outputSection) {
+			s.Uses, s.Gaps = append(s.Uses[:3:3], 0), s.Gaps[:3]
+		}),
+		outputColumns("S6", "a gap more", "fit together", func(s *outputSection) { s.Gaps = append(s.Gaps, 0) }),
+		outputColumns("S6", "a gap less", "fit together", func(s *outputSection) { s.Uses = append(s.Uses, 1) }),
+
+		outputColumns("O1", "none", "0 outputs", func(s *outputSection) { *s = outputSection{} }),
+		outputColumns("O1", "a path less", "2 outputs with 1 paths", func(s *outputSection) { s.Paths = s.Paths[:1] }),
+		outputColumns("O1", "257 outputs", "257 outputs", func(s *outputSection) {
+			for i := range MaxOutputs - 1 {
+				s.Names = append(s.Names, fmt.Appendf(nil, "x%03d", i))
+				s.Paths = append(s.Paths, fmt.Appendf(nil, "/nix/store/%032d-x", i))
+			}
+		}),
+		outputs("O1", "an output twice", "twice", func(o *Outputs) { o.List[1].Name = "dev" }),
+		outputs("O1", "not sorted", "not sorted", func(o *Outputs) { o.List[0].Name = "x" }),
+		outputs("O1", "the same hash", "the same hash", func(o *Outputs) { o.List[0].Path = "/gnu/store/" + hash + "-x" }),
+		outputs("O2", "no name", "not the name of an output", func(o *Outputs) { o.List[0].Name = "" }),
+		outputs("O2", "a long name", "not the name", func(o *Outputs) { o.List[0].Name = strings.Repeat("a", MaxStoreName+1) }),
+		outputs("O2", "a name with a slash", "not the name", func(o *Outputs) { o.List[0].Name = "a/b" }),
+		outputs("O3", "a short hash", "not a store path", func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash[1:] + "-app" }),
+		outputs("O3", "a digit that is none", "not a store path", func(o *Outputs) { o.List[1].Path = "/nix/store/e" + hash[1:] + "-app" }),
+		outputs("O3", "no name behind the hash", "not a store path", func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash + "-" }),
+		outputs("O3", "a long name behind the hash", "not a store path",
+			func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash + "-" + strings.Repeat("a", MaxStoreName+1) }),
+		outputs("O3", "a name with a blank", "not a store path", func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash + "-a b" }),
+		outputs("O3", "a relative store", "not in an absolute", func(o *Outputs) { o.List[1].Path = "nix/store/" + hash + "-a" }),
+		outputs("O3", "no store", "not in an absolute", func(o *Outputs) { o.List[1].Path = "/" + hash + "-a" }),
+		outputs("O3", "a store with ..", "not in an absolute", func(o *Outputs) { o.List[1].Path = "/nix/../" + hash + "-a" }),
+		outputs("O3", "a long path", "a store path of 4096 bytes", func(o *Outputs) {
+			tail := "/" + hash + "-a"
+			o.List[1].Path = strings.Repeat("/d", 2048)[:4096-len(tail)] + tail
+		}),
+		outputs("O4", "an empty pattern", "pattern", func(o *Outputs) { o.NoRewrite[0] = "" }),
+		outputs("O4", "a long pattern", "pattern", func(o *Outputs) { o.NoRewrite[0] = strings.Repeat("p", MaxPath+1) }),
+		outputs("O4", "2^12 + 1 patterns", "4097 patterns", func(o *Outputs) {
+			o.NoRewrite = strings.Split(strings.Repeat("p", MaxPatterns+1), "")
+		}),
+		outputColumns("O5", "2^22 + 1 places", "4194305 places", func(s *outputSection) {
+			s.Uses, s.Gaps = make([]byte, MaxOccurrences+1), make([]byte, MaxOccurrences+1)
+		}),
+		outputColumns("O5", "an output that is not there", "output 2", func(s *outputSection) { s.Uses[0] = 4 }),
+		outputColumns("O6", "behind the contents", "not within a file", func(s *outputSection) {
+			s.Gaps = append(cut(s.Gaps), 0xff, 0x7f)
+		}),
+		outputColumns("O6", "a gap of 2^63", "bytes behind", func(s *outputSection) {
+			s.Uses, s.Gaps = []byte{0}, binary.AppendUvarint(nil, 1<<63)
+		}),
+		outputColumns("O6", "an end above 2^63", "not within a file", func(s *outputSection) {
+			s.Uses, s.Gaps = []byte{0}, binary.AppendUvarint(nil, math.MaxInt64-1)
+		}),
+		outputs("O6", "across the end of a file", "not within a file", func(o *Outputs) { o.Occurrences[3].Offset++ }),
+		outputs("O6", "across the end of the contents", "not within a file", func(o *Outputs) { o.Occurrences[3].Offset = 1000 }),
+	)
 	return list
+}
+
+// withOutputs is sample with output paths in its first file, and one of them at the end of it.
+func withOutputs() *Index {
+	x := sample()
+	x.Outputs = Outputs{
+		List: []Output{
+			{"dev", "/nix/store/0c4n1z0xk9l5v6b7r8q9w0x1y2z3a4d5-app-1.0-dev"},
+			{"out", "/nix/store/zs2b3c4d5f6g7h8i9j0k1l2m3n4p5q6r-app-1.0"},
+		},
+		NoRewrite: []string{"*.jar", "\xff"},
+		Occurrences: []Occurrence{
+			{Offset: 0, Output: 1, Named: true}, {Offset: 40, Output: 0}, {Offset: 600, Output: 0, Named: true},
+			{Offset: 968, Output: 1},
+		},
+	}
+	return x
+}
+
+// outputs is a case of an index with output paths.
+func outputs(rule, name, text string, edit func(o *Outputs)) rejected {
+	return rejected{rule: rule, name: name, text: text, edit: func(c *crafted) {
+		x := withOutputs()
+		edit(&x.Outputs)
+		*c = *craft(x)
+	}}
+}
+
+// outputColumns is a case of columns that Encode would never write.
+func outputColumns(rule, name, text string, edit func(s *outputSection)) rejected {
+	return rejected{rule: rule, name: name, text: text, edit: func(c *crafted) {
+		*c = *craft(withOutputs())
+		edit(c.outputs)
+	}}
 }
 
 // noRow is the row of an empty section.
@@ -397,7 +508,7 @@ func TestDecodeRejects(t *testing.T) {
 			t.Errorf("%s %s: DecodeChunks: %v, want %v", r.rule, r.name, err, want)
 		case err != nil && chunks != nil:
 			t.Errorf("%s %s: chunks come with the error", r.rule, r.name)
-		case r.rule[0] == 'P' || r.rule[0] == 'E' && r.rule != "E2" || r.rule[0] == 'B':
+		case r.rule[0] == 'P' || r.rule[0] == 'E' && r.rule != "E2" || r.rule[0] == 'B' || r.rule[0] == 'O':
 			if err != nil {
 				t.Errorf("%s %s: DecodeChunks: %v", r.rule, r.name, err)
 			}
@@ -474,6 +585,23 @@ func TestValidateRejects(t *testing.T) {
 			for _, path := range long {
 				x.add(Entry{Path: path, Kind: Dir})
 			}
+		},
+		"output paths without outputs": func(x *Index) {
+			*x = *withOutputs()
+			x.Outputs.List = nil
+		},
+		"patterns without outputs": func(x *Index) { x.Outputs.NoRewrite = []string{"a"} },
+		"output paths not sorted": func(x *Index) {
+			*x = *withOutputs()
+			x.Outputs.Occurrences[0].Offset = 200
+		},
+		"output paths that overlap": func(x *Index) {
+			*x = *withOutputs()
+			x.Outputs.Occurrences[1].Offset = 39
+		},
+		"a negative offset": func(x *Index) {
+			*x = *withOutputs()
+			x.Outputs.Occurrences[0].Offset = -1
 		},
 		"source paths of 2^28 bytes": func(x *Index) {
 			x.Sources = []Source{{Path: ".", Kind: Dir}}

@@ -87,7 +87,10 @@ func (x *Index) Validate() error {
 	if err := x.checkSources(); err != nil {
 		return err
 	}
-	return x.Build.check()
+	if err := x.Build.check(); err != nil {
+		return err
+	}
+	return x.Outputs.check(x.Entries)
 }
 
 // checkChunks returns the sum of the lengths, which cannot overflow: MaxChunks * chunk.MaxSize is 2^45.

@@ -47,6 +47,22 @@ type vectorIndex struct {
 		Failures uint64 `json:"failures,string"`
 		Version  raws   `json:"version"`
 	} `json:"build"`
+	Outputs *vectorOutputs `json:"outputs,omitempty"`
+}
+
+type vectorOutputs struct {
+	List []struct {
+		Name string `json:"name"`
+		Path string `json:"path"`
+		// Placeholders of the hash alone, and with its name.
+		Placeholders [2]string `json:"placeholders"`
+	} `json:"list"`
+	NoRewrite   []raws `json:"no_rewrite"`
+	Occurrences []struct {
+		Offset int64  `json:"offset,string"`
+		Output uint16 `json:"output"`
+		Named  bool   `json:"named"`
+	} `json:"occurrences"`
 }
 
 type vectorChunk struct {
@@ -140,6 +156,22 @@ func (v *vectorIndex) index(t *testing.T) *Index {
 			t.Fatalf("sum %q: %v", s.Sum, err)
 		}
 		x.Sources = append(x.Sources, source)
+	}
+	if v.Outputs == nil {
+		return x
+	}
+	for _, o := range v.Outputs.List {
+		out := Output{o.Name, o.Path}
+		if got := [2]string{out.Placeholder(false), out.Placeholder(true)}; got != o.Placeholders {
+			t.Errorf("placeholders of %v: %q", out, got)
+		}
+		x.Outputs.List = append(x.Outputs.List, out)
+	}
+	for _, p := range v.Outputs.NoRewrite {
+		x.Outputs.NoRewrite = append(x.Outputs.NoRewrite, string(p))
+	}
+	for _, c := range v.Outputs.Occurrences {
+		x.Outputs.Occurrences = append(x.Outputs.Occurrences, Occurrence{c.Offset, c.Output, c.Named})
 	}
 	return x
 }
