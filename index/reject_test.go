@@ -455,7 +455,9 @@ func withOutputs() *Index {
 		},
 		NoRewrite: []string{"*.jar", "\xff"},
 		Occurrences: []Occurrence{
-			{Offset: 0, Output: 1, Named: true}, {Offset: 40, Output: 0}, {Offset: 600, Output: 0, Named: true},
+			{Offset: 0, Output: 1, Named: true},
+			{Offset: 40, Output: 0},
+			{Offset: 600, Output: 0, Named: true},
 			{Offset: 968, Output: 1},
 		},
 	}

@@ -50,6 +50,10 @@ func (r *restoring) restore(ctx context.Context, c candidate) error {
 	if len(roots) == 0 {
 		return missf("it holds none of these cache directories, only %s", strings.Join(x.Roots, ", "))
 	}
+	rewrite, err := newRewriting(x, r.o.Outputs, r.o.Tree)
+	if err != nil {
+		return err
+	}
 	list, skipped, err := plan(r.root, x, roots, r.tree.Roots)
 	if err != nil {
 		return err
@@ -57,7 +61,7 @@ func (r *restoring) restore(ctx context.Context, c candidate) error {
 	if !slices.ContainsFunc(list, func(p *placement) bool { return p.entry != nil }) {
 		return missf("no directory of the tree has a place for %s", strings.Join(skipped, ", "))
 	}
-	s := newStaging(x, list, p)
+	s := newStaging(x, list, rewrite, p)
 	e := &effects{r: r, list: list, staging: s, changes: changes}
 	e.mover = &mover{ours: e.ours}
 	if err := e.do(ctx, c); err != nil {
@@ -169,7 +173,7 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 		return tooNew(newest, now)
 	}
 	e.staging.shift = shift
-	e.staging.keep = newKeeping(r.old, r.tree, c.index, e.staging.selected, shift)
+	e.staging.keep = newKeeping(r.old, r.tree, c.index, e.staging.rewrite, e.staging.selected, shift)
 
 	p.phase("restoring")
 	p.TotalBytes.Store(e.staging.total())
@@ -230,6 +234,7 @@ func (e *effects) finish(ctx context.Context, c candidate, shift int64) {
 	r, rep, rec := e.r, e.r.report, e.r.receipt
 	rec.Restored, rec.Shift = c.name, shift
 	rec.Base, rec.BaseStore, rec.BaseData = c.name, r.format.ID, c.data
+	rec.FileOutputs, rec.FileNoRewrite = e.staging.rewrite.outputs, e.staging.rewrite.noRewrite
 	set := e.times.Stats()
 	for i := range rec.Sources {
 		rec.SourceStats[i] = set[rec.Sources[i].Path]
@@ -283,6 +288,7 @@ func (e *effects) finish(ctx context.Context, c candidate, shift int64) {
 		New: len(e.changes.New), Deleted: len(e.changes.Deleted),
 	}
 	rep.Shifted = time.Duration(shift)
+	rep.OutputPaths = e.staging.rewritten
 }
 
 // proveFiles collects the Stats of the artifacts in place. Of those that were renamed one by one the ctime is another one

@@ -32,9 +32,11 @@ type keeping struct {
 	top []string
 }
 
-// newKeeping compares what is on disk with what x wants. Old is the receipt that proves what is on disk, and shift what
-// is added to x's times.
-func newKeeping(old *receipt, tree *index.Tree, x *index.Index, selected func(string) bool, shift int64) *keeping {
+// newKeeping compares what is on disk with what x wants, rewritten by w. Old is the receipt that proves what is on disk,
+// and shift what is added to x's times.
+func newKeeping(
+	old *receipt, tree *index.Tree, x *index.Index, w *rewriting, selected func(string) bool, shift int64,
+) *keeping {
 	k := &keeping{files: map[string]index.Stat{}, dirs: map[string]bool{}}
 	if old == nil || len(old.Files) == 0 || len(old.BaseData) == 0 {
 		return k
@@ -42,6 +44,10 @@ func newKeeping(old *receipt, tree *index.Tree, x *index.Index, selected func(st
 	was, err := index.Decode(old.BaseData)
 	if err != nil {
 		return k // in a local copy every doubt is a miss
+	}
+	asSaved, err := Tree{NoRewrite: old.FileNoRewrite}.noRewrite()
+	if err != nil {
+		return k // as above
 	}
 	find := old.lookup()
 	before, after := newContents(was), newContents(x)
@@ -59,14 +65,14 @@ func newKeeping(old *receipt, tree *index.Tree, x *index.Index, selected func(st
 		}
 		switch a.Kind {
 		case index.Link:
-			if a.Target != e.Target || a.Stat.MTime != mtime.At(e.MTime, shift) {
+			if target, _ := w.target(e); a.Target != target || a.Stat.MTime != mtime.At(e.MTime, shift) {
 				continue
 			}
 		case index.File:
 			f, ok := find(a.Path)
 			if !ok || !f.untouched(a.Stat, old.Probe) || a.Stat.Links != 1 || a.Stat.Size != e.Size ||
 				a.Stat.Mode&0o7777 != uint32(e.Mode) || a.Stat.MTime != mtime.At(e.MTime, shift) ||
-				!sameContents(before, after, a.Path) {
+				!sameContents(before, after, a.Path) || !sameOutputs(old, asSaved, before, after, w, a.Path) {
 				continue
 			}
 		}
@@ -157,8 +163,29 @@ func (s *staging) merge(ctx context.Context, list []*placement, m *mover) error 
 	return nil
 }
 
+// sameOutputs says whether in the file at p, whose contents are the same in both, the output paths stand that w would
+// write.
+func sameOutputs(old *receipt, asSaved func(string) bool, a, b *contents, w *rewriting, p string) bool {
+	pa, pb := places(a.index, a.files[p].offset, a.files[p].size), places(b.index, b.files[p].offset, b.files[p].size)
+	if len(pa) != len(pb) {
+		return false
+	}
+	for i := range pa {
+		want := w.are
+		if w.asSaved(p) {
+			want = w.were
+		}
+		if pa[i].Offset-a.files[p].offset != pb[i].Offset-b.files[p].offset || pa[i].Named != pb[i].Named ||
+			old.held(a.index, asSaved, p, pa[i]) != want[pb[i].Output].of(pb[i]) {
+			return false
+		}
+	}
+	return true
+}
+
 // contents finds the chunks of a file.
 type contents struct {
+	index  *index.Index
 	chunks []index.Chunk
 	starts []int64 // of each chunk
 	files  map[string]span
@@ -167,7 +194,7 @@ type contents struct {
 type span struct{ offset, size int64 }
 
 func newContents(x *index.Index) *contents {
-	c := &contents{chunks: x.Chunks, starts: make([]int64, len(x.Chunks)), files: make(map[string]span, len(x.Entries))}
+	c := &contents{index: x, chunks: x.Chunks, starts: make([]int64, len(x.Chunks)), files: make(map[string]span, len(x.Entries))}
 	var pos int64
 	for i := range x.Chunks {
 		c.starts[i] = pos

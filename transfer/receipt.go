@@ -43,6 +43,8 @@ type receipt struct {
 	Name      string   `cbor:"name"`
 	Fallbacks []string `cbor:"fallbacks"`
 	Tree      Tree     `cbor:"tree"`
+	// Outputs are those of the build.
+	Outputs []index.Output `cbor:"outputs"`
 	// Absent says that the store was reached and had no index of Name.
 	Absent bool `cbor:"absent"`
 	// Damaged are the names whose index cannot be trusted to have its chunks.
@@ -69,6 +71,10 @@ type receipt struct {
 	// Probe is the time, by the clock of the file system, of a moment at which all Files were as their Stats say. A file
 	// whose ctime is not older is racy: it may have been written once more within the same tick of that clock.
 	Probe int64 `cbor:"probe"`
+	// FileOutputs are the outputs whose paths stand in Files where Base has placeholders, but for files that match
+	// FileNoRewrite: these hold what they held when Base was saved.
+	FileOutputs   []index.Output `cbor:"fileoutputs"`
+	FileNoRewrite []string       `cbor:"filenorewrite"`
 }
 
 type receiptFile struct {

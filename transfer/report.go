@@ -41,10 +41,18 @@ type RestoreReport struct {
 	Chunks  int      `json:"chunks"`
 	Fetched Traffic  `json:"fetched"`
 	Sources Sources  `json:"sources"`
+	// OutputPaths is where output paths of this build were written.
+	OutputPaths Places `json:"output_paths,omitzero"`
 	// Shifted says by how much recorded times were moved; never forward.
 	Shifted time.Duration `json:"shifted_ns,omitempty"`
 	// Waited is how long the restore waited for the clock to pass the newest recorded time.
 	Waited time.Duration `json:"waited_ns,omitempty"`
+}
+
+// Places counts where output paths stand.
+type Places struct {
+	Files  int `json:"files"` // or links
+	Places int `json:"places"`
 }
 
 // Traffic is what went over the wire.
@@ -76,6 +84,8 @@ type SaveReport struct {
 	Bytes     int64    `json:"bytes"`
 	Chunks    int      `json:"chunks"`
 	Sent      Traffic  `json:"sent"`
+	// OutputPaths is where placeholders were saved instead of output paths.
+	OutputPaths Places `json:"output_paths,omitzero"`
 	// Unknown are the sources that changed while the build ran: the next restore touches them.
 	Unknown []string `json:"unknown_sources,omitempty"`
 	// HashedAfter says that there was no restore, so the sources were hashed after the build.

@@ -62,7 +62,15 @@ func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, 
 		return r.report, err
 	}
 	r.dirs = w.Dirs
-	r.receipt = &receipt{Name: o.Name, Fallbacks: o.Fallbacks, Tree: o.Tree, Outcome: outcomeFailed}
+	if r.o.Outputs, err = sortOutputs(o.Outputs); err != nil {
+		return r.report, err
+	}
+	if _, err := o.noRewrite(); err != nil {
+		return r.report, err
+	}
+	r.receipt = &receipt{
+		Name: o.Name, Fallbacks: o.Fallbacks, Tree: o.Tree, Outputs: r.o.Outputs, Outcome: outcomeFailed,
+	}
 	if r.receipt.SourceProbe, err = probe(r.root); err != nil {
 		r.receipt.SourceProbe = 0 // proves nothing
 	}
@@ -83,6 +91,7 @@ func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, 
 		// Nothing was touched, so what the old receipt proves is still true.
 		r.receipt.Base, r.receipt.BaseStore, r.receipt.BaseData = old.Base, old.BaseStore, old.BaseData
 		r.receipt.Files, r.receipt.Probe = old.Files, old.Probe
+		r.receipt.FileOutputs, r.receipt.FileNoRewrite = old.FileOutputs, old.FileNoRewrite
 	}
 	if err := b.keep(r.receipt); err != nil {
 		// The artifacts are in place and right; only the save will have to read everything, or to be told the name.

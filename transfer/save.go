@@ -33,6 +33,7 @@ type saving struct {
 	base  *base
 	dead  dead
 	known map[chunk.ID]uint64 // chunks that the store has, under which epoch
+	find  *finding            // of output paths, or nil
 
 	artifacts []index.Found
 	entries   []index.Entry
@@ -86,7 +87,8 @@ func (b *Build) Save(ctx context.Context, o SaveOptions) (*SaveReport, error) {
 // takeReceipt finds out what is to be saved, and from which receipt.
 func (s *saving) takeReceipt() error {
 	r := s.load()
-	if s.o.Name == "" {
+	named := s.o.Name != ""
+	if !named {
 		if r == nil {
 			return fmt.Errorf("%w in this tree: restore first, or name what to save", ErrNoReceipt)
 		}
@@ -105,6 +107,21 @@ func (s *saving) takeReceipt() error {
 			s.o.IgnoreSources = r.Tree.IgnoreSources
 		}
 	}
+	// Also for a save of its own: what the build before it was given most likely stands in the artifacts, and a save that
+	// does not look for it is of no use to a build that has output paths.
+	if r != nil && len(s.o.Outputs) == 0 {
+		s.o.Outputs, named = r.Outputs, false
+	}
+	if r != nil && !named && len(s.o.NoRewrite) == 0 {
+		s.o.NoRewrite = r.Tree.NoRewrite
+	}
+	var err error
+	if s.o.Outputs, err = sortOutputs(s.o.Outputs); err != nil {
+		return err
+	}
+	if _, err := s.o.noRewrite(); err != nil {
+		return err
+	}
 	s.report.Name = s.o.Name
 	if _, err := index.Path(s.o.Name); err != nil {
 		return fmt.Errorf("%w: %w", ErrUsage, err)
@@ -114,7 +131,6 @@ func (s *saving) takeReceipt() error {
 			return fmt.Errorf("%w: %w", ErrUsage, err)
 		}
 	}
-	var err error
 	if s.walker, err = s.o.walker(); err != nil {
 		return err
 	}
@@ -164,6 +180,11 @@ func (s *saving) baseUsable() bool {
 func (s *saving) save(ctx context.Context) error {
 	s.report.Warnings = nil
 	s.dead, s.known, s.base = dead{}, map[chunk.ID]uint64{}, nil
+	skip, err := s.o.noRewrite()
+	if err != nil {
+		return err
+	}
+	s.find = newFinding(s.o.Outputs, skip)
 	if err := s.look(ctx); err != nil {
 		return err
 	}
@@ -181,6 +202,7 @@ func (s *saving) save(ctx context.Context) error {
 	for i := range list {
 		var ok bool
 		if list[i].chunks, ok = s.base.chunks(&list[i], s.usable); ok {
+			list[i].places = s.base.places(&list[i])
 			s.report.Untouched += len(list[i].files)
 		} else {
 			todo = append(todo, &list[i])
@@ -195,6 +217,7 @@ func (s *saving) save(ctx context.Context) error {
 		x.Chunks = append(x.Chunks, list[i].chunks...)
 	}
 	s.report.Chunks = len(x.Chunks)
+	x.Outputs = s.outputPaths(list)
 	if err := s.unchanged(ctx); err != nil {
 		return err
 	}
@@ -207,6 +230,79 @@ func (s *saving) save(ctx context.Context) error {
 	s.report.Saved = true
 	s.settle(data)
 	return nil
+}
+
+// outputPaths describes where output paths were found.
+func (s *saving) outputPaths(list []segment) (o index.Outputs) {
+	if s.find == nil {
+		return o
+	}
+	o = index.Outputs{List: s.o.Outputs, NoRewrite: s.o.NoRewrite}
+	var sealed []string
+	for i := range list {
+		o.Occurrences = append(o.Occurrences, list[i].places...)
+		sealed = append(sealed, list[i].sealed...)
+	}
+	if len(sealed) > 0 {
+		s.warn("output paths are not looked for in files that are compressed or have checksums of themselves: %s%s may "+
+			"hold an old one after a restore (--no-rewrite says that this is known)", sealed[0], more(len(sealed)-1))
+	}
+	// Names of files are not changed: the next build would look for others, and make them.
+	var named []string
+	for i := range s.entries {
+		p := s.entries[i].Path
+		if _, ok := s.find.next([]byte(p), 0, len(p)); ok {
+			named = append(named, p)
+		}
+	}
+	if len(named) > 0 {
+		s.warn("output paths in the names of files stay as they are: in %s%s", named[0], more(len(named)-1))
+	}
+	s.report.OutputPaths = Places{Places: len(o.Occurrences)}
+	next := 0
+	for i := range s.files {
+		begin := next
+		for end := s.files[i].offset + s.files[i].entry.Size; next < len(o.Occurrences) && o.Occurrences[next].Offset < end; {
+			next++
+		}
+		if next > begin {
+			s.report.OutputPaths.Files++
+		}
+	}
+	return o
+}
+
+// more says that there are n others.
+func more(n int) string {
+	switch n {
+	case 0:
+		return ""
+	case 1:
+		return " and 1 file more"
+	}
+	return fmt.Sprintf(" and %d files more", n)
+}
+
+// normalisedAlike says whether untouched files have, in this save, the contents that they have in the base: the base was
+// searched for the same outputs, with the same exceptions, and since then the restore has put the paths there that this
+// save looks for.
+func (s *saving) normalisedAlike() bool {
+	r, was := s.receipt, &s.base.index.Outputs
+	if len(s.o.Outputs) == 0 {
+		return len(was.List) == 0
+	}
+	if !slices.Equal(r.FileOutputs, s.o.Outputs) || !slices.Equal(r.FileNoRewrite, s.o.NoRewrite) ||
+		!slices.Equal(was.NoRewrite, s.o.NoRewrite) || len(was.List) != len(s.o.Outputs) {
+		return false
+	}
+	for i, o := range was.List {
+		if o.Name != s.o.Outputs[i].Name {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(was.Occurrences, func(c index.Occurrence) bool {
+		return c.Named && len(was.List[c.Output].Base()) != len(s.o.Outputs[c.Output].Base())
+	})
 }
 
 func (s *saving) usable(k chunk.Key) bool {
@@ -467,6 +563,7 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 			s.stats = append(s.stats, receiptFile{Path: a.Path, Stat: a.Stat})
 		}
 	}
+	alike := s.base != nil && s.normalisedAlike()
 	k := 0
 	for i := range s.entries {
 		e := &s.entries[i]
@@ -477,7 +574,7 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 			continue
 		}
 		c := content{entry: e, stat: s.stats[k-1].Stat, offset: offset}
-		if f, ok := find(e.Path); ok && s.base != nil && f.untouched(c.stat, s.receipt.Probe) {
+		if f, ok := find(e.Path); ok && alike && f.untouched(c.stat, s.receipt.Probe) {
 			if b, ok := s.base.index.Find(e.Path); ok && b.Kind == index.File && b.Size == e.Size {
 				c.untouched, c.baseOffset = true, s.base.offsets[e.Path]
 			}
@@ -583,6 +680,7 @@ func (s *saving) settle(data []byte) {
 	r := &receipt{
 		Outcome: outcomeSaved, Name: s.o.Name, Fallbacks: s.o.Fallbacks, Tree: s.o.Tree,
 		Store: s.format.ID, Base: s.o.Name, BaseStore: s.format.ID, BaseData: data, Files: s.stats, Probe: s.probe,
+		Outputs: s.o.Outputs, FileOutputs: s.o.Outputs, FileNoRewrite: s.o.NoRewrite,
 	}
 	if err := s.keep(r); err != nil {
 		s.warn("%v", err)

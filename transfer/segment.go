@@ -28,7 +28,11 @@ type segment struct {
 	files  []content
 	offset int64
 	size   int64
-	chunks []index.Chunk // its result
+
+	// What comes of it:
+	chunks []index.Chunk
+	places []index.Occurrence // where output paths stand in its files
+	sealed []string           // files in which they cannot be found
 }
 
 // segments cuts the contents. Whether a segment begins at a file depends on that file's path and size alone (and on the
@@ -135,4 +139,16 @@ func (b *base) chunks(s *segment, usable func(chunk.Key) bool) ([]index.Chunk, b
 		}
 	}
 	return list, true
+}
+
+// places returns where output paths stand in s, all of whose files are untouched.
+func (b *base) places(s *segment) (list []index.Occurrence) {
+	for i := range s.files {
+		f := &s.files[i]
+		for _, c := range places(b.index, f.baseOffset, f.entry.Size) {
+			c.Offset += f.offset - f.baseOffset
+			list = append(list, c)
+		}
+	}
+	return list
 }

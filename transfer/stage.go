@@ -31,6 +31,9 @@ type staging struct {
 	shift int64
 	// keep is what is moved in from an older tree.
 	keep *keeping
+	// rewrite puts output paths into what is written, and rewritten counts them.
+	rewrite   *rewriting
+	rewritten Places
 	// instead maps the path of a file that is not to be restored, but has another name that is, to the first such name.
 	instead  map[string]string
 	progress *Progress
@@ -41,8 +44,10 @@ type staging struct {
 	stats []receiptFile         // what was written, in no order
 }
 
-func newStaging(x *index.Index, list []*placement, p *Progress) *staging {
-	s := &staging{index: x, where: map[string]string{}, keep: &keeping{}, instead: map[string]string{}, progress: p}
+func newStaging(x *index.Index, list []*placement, rewrite *rewriting, p *Progress) *staging {
+	s := &staging{
+		index: x, where: map[string]string{}, keep: &keeping{}, rewrite: rewrite, instead: map[string]string{}, progress: p,
+	}
 	for _, pl := range list {
 		if pl.entry != nil {
 			s.where[pl.root] = pl.staged()
@@ -263,8 +268,13 @@ func (s *staging) makeLinks(ctx context.Context) error {
 		}
 		var err error
 		if e.Kind == index.Link {
+			target, n := s.rewrite.target(e)
+			if n > 0 {
+				s.rewritten.Files++
+				s.rewritten.Places += n
+			}
 			err = s.in(e.Path, func(d *stagedDir, name string) error {
-				if err := d.root.Symlink(e.Target, name); err != nil {
+				if err := d.root.Symlink(target, name); err != nil {
 					return err
 				}
 				return setTime(d, name, mtime.At(e.MTime, s.shift))
@@ -406,6 +416,10 @@ func named(p string, err error) error {
 type stagedFile struct {
 	entry  *index.Entry
 	offset int64 // of its first byte in the contents
+	// places are those in the contents where output paths are written: those of this build, or, with asSaved, those that
+	// were saved.
+	places  []index.Occurrence
+	asSaved bool
 
 	// For a file that several ranges write to:
 	mu      sync.Mutex
@@ -434,7 +448,13 @@ func (s *staging) ranges() (list []contentRange, empty []*stagedFile) {
 			continue
 		}
 		if w := s.file(e); w != nil && !s.keep.has(w.Path) {
-			f := &stagedFile{entry: w, offset: offset, missing: e.Size}
+			f := &stagedFile{entry: w, offset: offset, missing: e.Size, places: places(s.index, offset, e.Size)}
+			if len(f.places) > 0 {
+				if f.asSaved = s.rewrite.asSaved(e.Path); !f.asSaved {
+					s.rewritten.Files++
+					s.rewritten.Places += len(f.places)
+				}
+			}
 			if e.Size == 0 {
 				empty = append(empty, f)
 			} else {
@@ -585,6 +605,9 @@ func (s *staging) writeRange(ctx context.Context, fetch *fetcher, r *contentRang
 			fileEnd := f.offset + f.entry.Size
 			from, to := max(pos, f.offset), min(end, fileEnd)
 			if from < to {
+				if err := s.rewrite.write(buf[from-pos:to-pos], from, f); err != nil {
+					return buf, err
+				}
 				if err := s.writeAt(f, buf[from-pos:to-pos], from-f.offset); err != nil {
 					return buf, named(f.entry.Path, err)
 				}

@@ -87,12 +87,13 @@ func (u *upload) run(ctx context.Context, list []*segment) error {
 		g.Go(func() error {
 			defer scanners.Done()
 			var splitter *chunk.Splitter
+			memory := u.find.memory()
 			for s := range work {
 				r := &contentReader{root: u.root, files: s.files, progress: u.cache.Progress}
-				if splitter == nil {
-					splitter = chunk.NewSplitter(r, u.params)
+				if in := u.find.reader(s, r, memory); splitter == nil {
+					splitter = chunk.NewSplitter(in, u.params)
 				} else {
-					splitter.Reset(r)
+					splitter.Reset(in)
 				}
 				if err := u.scan(gctx, s, splitter, plain); err != nil {
 					return errors.Join(err, r.close())
@@ -244,7 +245,7 @@ func (u *upload) again(ctx context.Context, x *index.Index, epoch uint64, refuse
 			if err != nil {
 				return err
 			}
-			if chunk.Sum(plain) != key.ID {
+			if err := u.find.normalise(plain, at, x.Outputs.Occurrences); err != nil || chunk.Sum(plain) != key.ID {
 				return fmt.Errorf("%w: contents at %d", ErrChanging, at)
 			}
 			return u.put(gctx, key, chunk.Encode(nil, plain))
