@@ -270,7 +270,8 @@ func trees(t *rapid.T) *Index {
 func drawOutputs(t *rapid.T, x *Index) (o Outputs) {
 	for i, name := range []string{"bin", "dev", "out"}[:rapid.IntRange(1, 3).Draw(t, "outputs")] {
 		hash := strings.Repeat(string(base32[i]), HashSize-2) + rapid.StringMatching(`[0-9a-df-np-sv-z]{2}`).Draw(t, "hash")
-		o.List = append(o.List, Output{name, "/nix/store/" + hash + "-" + rapid.StringMatching(`[a-z+._?=-]{1,40}`).Draw(t, "name")})
+		base := hash + "-" + rapid.StringMatching(`[a-z+._?=-]{1,40}`).Draw(t, "name")
+		o.List = append(o.List, Output{name, "/nix/store/" + base})
 	}
 	if rapid.Bool().Draw(t, "patterns") {
 		o.NoRewrite = []string{"**/*.jar", "\xff"}

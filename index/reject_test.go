@@ -404,25 +404,34 @@ func cases() []rejected {
 		}),
 		outputs("O1", "an output twice", "twice", func(o *Outputs) { o.List[1].Name = "dev" }),
 		outputs("O1", "not sorted", "not sorted", func(o *Outputs) { o.List[0].Name = "x" }),
-		outputs("O1", "the same hash", "the same hash", func(o *Outputs) { o.List[0].Path = "/gnu/store/" + hash + "-x" }),
+		outputs("O1", "the same hash", "the same hash",
+			func(o *Outputs) { o.List[0].Path = "/gnu/store/" + hash + "-x" }),
 		outputs("O2", "no name", "not the name of an output", func(o *Outputs) { o.List[0].Name = "" }),
-		outputs("O2", "a long name", "not the name", func(o *Outputs) { o.List[0].Name = strings.Repeat("a", MaxStoreName+1) }),
+		outputs("O2", "a long name", "not the name",
+			func(o *Outputs) { o.List[0].Name = strings.Repeat("a", MaxStoreName+1) }),
 		outputs("O2", "a name with a slash", "not the name", func(o *Outputs) { o.List[0].Name = "a/b" }),
-		outputs("O3", "a short hash", "not a store path", func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash[1:] + "-app" }),
-		outputs("O3", "a digit that is none", "not a store path", func(o *Outputs) { o.List[1].Path = "/nix/store/e" + hash[1:] + "-app" }),
-		outputs("O3", "no name behind the hash", "not a store path", func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash + "-" }),
+		outputs("O3", "a short hash", "not a store path",
+			func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash[1:] + "-app" }),
+		outputs("O3", "a digit that is none", "not a store path",
+			func(o *Outputs) { o.List[1].Path = "/nix/store/e" + hash[1:] + "-app" }),
+		outputs("O3", "no name behind the hash", "not a store path",
+			func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash + "-" }),
 		outputs("O3", "a long name behind the hash", "not a store path",
 			func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash + "-" + strings.Repeat("a", MaxStoreName+1) }),
-		outputs("O3", "a name with a blank", "not a store path", func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash + "-a b" }),
-		outputs("O3", "a relative store", "not in an absolute", func(o *Outputs) { o.List[1].Path = "nix/store/" + hash + "-a" }),
+		outputs("O3", "a name with a blank", "not a store path",
+			func(o *Outputs) { o.List[1].Path = "/nix/store/" + hash + "-a b" }),
+		outputs("O3", "a relative store", "not in an absolute",
+			func(o *Outputs) { o.List[1].Path = "nix/store/" + hash + "-a" }),
 		outputs("O3", "no store", "not in an absolute", func(o *Outputs) { o.List[1].Path = "/" + hash + "-a" }),
-		outputs("O3", "a store with ..", "not in an absolute", func(o *Outputs) { o.List[1].Path = "/nix/../" + hash + "-a" }),
+		outputs("O3", "a store with ..", "not in an absolute",
+			func(o *Outputs) { o.List[1].Path = "/nix/../" + hash + "-a" }),
 		outputs("O3", "a long path", "a store path of 4096 bytes", func(o *Outputs) {
 			tail := "/" + hash + "-a"
 			o.List[1].Path = strings.Repeat("/d", 2048)[:4096-len(tail)] + tail
 		}),
 		outputs("O4", "an empty pattern", "pattern", func(o *Outputs) { o.NoRewrite[0] = "" }),
-		outputs("O4", "a long pattern", "pattern", func(o *Outputs) { o.NoRewrite[0] = strings.Repeat("p", MaxPath+1) }),
+		outputs("O4", "a long pattern", "pattern",
+			func(o *Outputs) { o.NoRewrite[0] = strings.Repeat("p", MaxPath+1) }),
 		outputs("O4", "2^12 + 1 patterns", "4097 patterns", func(o *Outputs) {
 			o.NoRewrite = strings.Split(strings.Repeat("p", MaxPatterns+1), "")
 		}),
@@ -439,8 +448,10 @@ func cases() []rejected {
 		outputColumns("O6", "an end above 2^63", "not within a file", func(s *outputSection) {
 			s.Uses, s.Gaps = []byte{0}, binary.AppendUvarint(nil, math.MaxInt64-1)
 		}),
-		outputs("O6", "across the end of a file", "not within a file", func(o *Outputs) { o.Occurrences[3].Offset++ }),
-		outputs("O6", "across the end of the contents", "not within a file", func(o *Outputs) { o.Occurrences[3].Offset = 1000 }),
+		outputs("O6", "across the end of a file", "not within a file",
+			func(o *Outputs) { o.Occurrences[3].Offset++ }),
+		outputs("O6", "across the end of the contents", "not within a file",
+			func(o *Outputs) { o.Occurrences[3].Offset = 1000 }),
 	)
 	return list
 }

@@ -91,7 +91,7 @@ func TestSummaryRefusesSizes(t *testing.T) {
 		}
 	}
 	q := plainSections(t, mustEncode(t, other))
-	c := &crafted{epoch: x.Epoch, plain: [known][]byte{p[0], q[1], p[2], p[3]}}
+	c := &crafted{epoch: x.Epoch, plain: [kindOutputs][]byte{p[0], q[1], p[2], p[3]}}
 	if _, err := summaryOf(c.data()); !errors.Is(err, ErrInvalid) {
 		t.Errorf("sizes that do not add up: %v", err)
 	}

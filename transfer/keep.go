@@ -166,7 +166,7 @@ func (s *staging) merge(ctx context.Context, list []*placement, m *mover) error 
 // sameOutputs says whether in the file at p, whose contents are the same in both, the output paths stand that w would
 // write.
 func sameOutputs(old *receipt, asSaved func(string) bool, a, b *contents, w *rewriting, p string) bool {
-	pa, pb := places(a.index, a.files[p].offset, a.files[p].size), places(b.index, b.files[p].offset, b.files[p].size)
+	pa, pb := placesIn(a.index, a.files[p].offset, a.files[p].size), placesIn(b.index, b.files[p].offset, b.files[p].size)
 	if len(pa) != len(pb) {
 		return false
 	}

@@ -26,8 +26,8 @@ func sortOutputs(list []index.Output) ([]index.Output, error) {
 	return list, nil
 }
 
-// noRewrite returns a function that says whether an artifact is left as it is: a pattern matches it, or a directory that
-// it is in.
+// noRewrite returns a function that says whether an artifact is left as it is: a pattern matches it, or a directory
+// that it is in.
 func (t Tree) noRewrite() (func(p string) bool, error) {
 	patterns, err := index.CompilePatterns(t.NoRewrite)
 	if err != nil {
@@ -156,8 +156,8 @@ func (f *finding) memory() []byte {
 	return make([]byte, normalBytes)
 }
 
-// normalise puts placeholders into a part of the contents that was read at offset, where places say that it was found to
-// have output paths.
+// normalise puts placeholders into a part of the contents that was read at offset, where places say that it was found
+// to have output paths.
 func (f *finding) normalise(part []byte, offset int64, places []index.Occurrence) error {
 	if f == nil {
 		return nil
@@ -167,8 +167,8 @@ func (f *finding) normalise(part []byte, offset int64, places []index.Occurrence
 		func(c index.Occurrence) string { return f.placeholders[c.Output].of(c) })
 }
 
-// normalBytes is how much a normalReader reads at a time: 256 KiB stay in a core's cache until the splitter has read them,
-// and are long against the longest output path, whose length is searched twice at their ends.
+// normalBytes is how much a normalReader reads at a time: 256 KiB stay in a core's cache until the splitter has read
+// them, and are long against the longest output path, whose length is searched twice at their ends.
 const normalBytes = 256 << 10
 
 // normalReader reads normalised bytes. A place is within one file: what two files have at their end and start together
@@ -335,8 +335,8 @@ func machO(b []byte) bool {
 	return false
 }
 
-// places returns those of x within length bytes from offset on, as they are in the contents. It is a part of x's own.
-func places(x *index.Index, offset, length int64) []index.Occurrence {
+// placesIn returns those of x within length bytes from offset on, as they are in the contents. It is a part of x's own.
+func placesIn(x *index.Index, offset, length int64) []index.Occurrence {
 	at := func(o int64) int {
 		i, _ := slices.BinarySearchFunc(x.Outputs.Occurrences, o, func(c index.Occurrence, o int64) int {
 			switch {

@@ -145,7 +145,7 @@ func (b *base) chunks(s *segment, usable func(chunk.Key) bool) ([]index.Chunk, b
 func (b *base) places(s *segment) (list []index.Occurrence) {
 	for i := range s.files {
 		f := &s.files[i]
-		for _, c := range places(b.index, f.baseOffset, f.entry.Size) {
+		for _, c := range placesIn(b.index, f.baseOffset, f.entry.Size) {
 			c.Offset += f.offset - f.baseOffset
 			list = append(list, c)
 		}

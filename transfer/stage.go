@@ -448,7 +448,7 @@ func (s *staging) ranges() (list []contentRange, empty []*stagedFile) {
 			continue
 		}
 		if w := s.file(e); w != nil && !s.keep.has(w.Path) {
-			f := &stagedFile{entry: w, offset: offset, missing: e.Size, places: places(s.index, offset, e.Size)}
+			f := &stagedFile{entry: w, offset: offset, missing: e.Size, places: placesIn(s.index, offset, e.Size)}
 			if len(f.places) > 0 {
 				if f.asSaved = s.rewrite.asSaved(e.Path); !f.asSaved {
 					s.rewritten.Files++
