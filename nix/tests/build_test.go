@@ -1,0 +1,245 @@
+package tests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"nbc/transfer/store/storetest"
+)
+
+// cc is the wrapped build of a C program; attributes are added to its own, and arguments to those of wrap.
+func cc(src, name, attributes, arguments string) string {
+	return fmt.Sprintf(`nbc.lib.wrap ({ cacheName = "%s"; cacheDirs = [ "build" ]; } // { %s }) (pkgs.stdenv.mkDerivation ({
+  pname = "words";
+  version = "1";
+  src = %s;
+  makeFlags = [ "prefix=${placeholder "out"}" ];
+} // { %s }))`, name, arguments, src, attributes)
+}
+
+// ghc is that of a Haskell program.
+func ghc(src, name, attributes, arguments string) string {
+	return fmt.Sprintf(`nbc.lib.wrap ({ cacheName = "%s"; cacheDirs = [ "dist" ]; } // { %s }) (pkgs.stdenv.mkDerivation ({
+  pname = "words";
+  version = "1";
+  src = %s;
+  buildPhase = "mkdir -p dist; ghc --make -v1 -outputdir dist -isrc -o dist/words src/Main.hs";
+  installPhase = "mkdir -p $out/bin; cp dist/words $out/bin";
+} // { %s }))`, name, arguments, src, attributes)
+}
+
+// everything is all units of the C program, everyModule those of the Haskell program.
+const (
+	everything  = "build/count.o count.c greet.c main.c"
+	everyModule = "Count Greet Main link"
+)
+
+// again makes it another build of the same sources with the same inputs, which has another output path.
+const again = `version = "2";`
+
+// output runs the program that was built.
+func (h *host) output(r ran) string {
+	h.t.Helper()
+	return h.shell(h.physical(r.out) + "/bin/words")
+}
+
+func TestIncremental(t *testing.T) {
+	need(t, "make", "gcc", "ghc")
+	type language struct {
+		project string
+		build   func(src, name, attributes, arguments string) string
+		all     string
+		edit    tree
+		rebuilt string
+		broken  tree
+		reached string
+	}
+	for _, l := range []language{
+		{
+			"c", cc, everything,
+			tree{"count.c": "#include \"words.h\"\nint count(int n) { return n + 2; }\n"}, "build/count.o count.c",
+			tree{"main.c": "int main(void) { return nothing; }\n"}, "build/count.o count.c greet.c main.c",
+		},
+		{
+			"haskell", ghc, everyModule,
+			tree{"src/Count.hs": "module Count (count) where\ncount :: Int -> Int\ncount n = n + 2\n{-# NOINLINE count #-}\n"},
+			"Count link",
+			tree{"src/Main.hs": "module Main (main) where\nimport Count\nimport Greet\nmain :: IO ()\nmain = nothing\n"},
+			"Main link",
+		},
+	} {
+		t.Run(l.project, func(t *testing.T) {
+			h := newHost(t)
+			h.serveAll(t.TempDir())
+			files := project(t, l.project)
+			build := func(files tree, attributes string) string {
+				return l.build(files.source(t), "words/main", attributes, "")
+			}
+
+			r := h.built(build(files, ""))
+			r.compiles(t, l.all)
+			r.says(t, "nbc: miss for words/main@", "nbc: saved words/main@")
+
+			r = h.built(build(files, again))
+			r.compiles(t, "")
+			r.says(t, "nbc: restored words/main@", "sources: none changed")
+			if got := h.output(r); got != "hello\n4\n" {
+				t.Errorf("it prints %q", got)
+			}
+
+			edited := files.with(l.edit)
+			r = h.built(build(edited, ""))
+			r.compiles(t, l.rebuilt)
+			r.says(t, "sources: 1 changed")
+			if got := h.output(r); got != "hello\n5\n" {
+				t.Errorf("it prints %q", got)
+			}
+
+			// A build that fails keeps what it has made: the edit is not compiled again when it is mended.
+			greet := tree{"greet.c": files["greet.c"] + "int more;\n", "src/Greet.hs": files["src/Greet.hs"] + "-- more\n"}
+			r = h.failed(build(edited.with(greet).with(l.broken), `makeFlags = [ "prefix=/" "-k" ];`))
+			t.Log(r.compiled())
+			r.says(t, "nbc: saved words/main@", "failed")
+			r = h.built(build(edited.with(greet), ""))
+			t.Log(r.compiled(), l.reached)
+		})
+	}
+}
+
+func TestTwoHosts(t *testing.T) {
+	need(t, "make", "gcc")
+	url := storetest.S3(t)
+	one, two := newHost(t), newHost(t)
+	one.serveAll(url)
+	two.serveAll(url)
+	files := project(t, "c")
+	one.built(cc(files.source(t), "words", "", "")).compiles(t, everything)
+	two.built(cc(files.source(t), "words", "", "")).compiles(t, "")
+	edited := files.with(tree{"greet.c": files["greet.c"] + "int more;\n"})
+	two.built(cc(edited.source(t), "words", "", "")).compiles(t, "build/count.o greet.c")
+	one.built(cc(edited.source(t), "words", again, "")).compiles(t, "")
+}
+
+// TestWithout: whatever becomes of the cache, the build succeeds and says why it is cold.
+func TestWithout(t *testing.T) {
+	need(t, "make", "gcc")
+	h := newHost(t)
+	src := project(t, "c").source(t)
+	cold := func(name, attributes string, says ...string) {
+		t.Helper()
+		r := h.built(cc(src, name, attributes, ""))
+		r.compiles(t, everything)
+		r.says(t, says...)
+	}
+	// Nobody has made a socket, or even its folder.
+	cold("words", `a = 1;`, "nbc: cold: no socket /run/nbc/nbc.sock: is nbc daemon running?")
+	if err := os.Remove(h.sockets()); err != nil {
+		t.Fatal(err)
+	}
+	cold("words", `a = 2;`, "nbc: cold: no socket /run/nbc/nbc.sock: /run/nbc is not in Nix's extra-sandbox-paths")
+	if err := h.configure("true"); err != nil {
+		t.Fatal(err)
+	}
+
+	// No rule allows anything.
+	h.serve("--store", t.TempDir())
+	cold("words", `a = 3;`, "nbc: warning: ", "does not allow", "nbc: hint: whoever runs nbc daemon can allow it")
+	h.stop(syscall.SIGTERM)
+
+	// The socket is there, and the daemon is not.
+	h.serveAll(t.TempDir())
+	h.stop(syscall.SIGKILL)
+	cold("words", `a = 4;`, "nbc: warning: ", "nbc daemon at /run/nbc/nbc.sock")
+	if err := os.Remove(h.socket()); err != nil {
+		t.Fatal(err)
+	}
+
+	// The store cannot be reached.
+	h.serve("--store", "s3://bucket?region=eu-west-1&path-style=true&endpoint=http://127.0.0.1:1", "--near", "off",
+		"--allow-read", "**", "--allow-write", "**")
+	cold("words", `a = 5;`, "nbc: warning: ")
+}
+
+// TestKilled: the daemon goes in the middle of a build, and comes back in the middle of another.
+func TestKilled(t *testing.T) {
+	need(t, "make", "gcc")
+	h := newHost(t)
+	store := t.TempDir()
+	h.serveAll(store)
+	files := project(t, "c")
+	h.built(cc(files.source(t), "words", "", ""))
+
+	// The build waits in its sandbox until the daemon is gone, and knows that by the socket.
+	const begun, wait = "begun", `preBuild = "echo %s; while [ -S /run/nbc/nbc.sock ]; do sleep 0.05; done";`
+	ended := make(chan ran)
+	kill := func(sig os.Signal, attributes string) ran {
+		go func() { ended <- h.build(cc(files.source(t), "words", attributes, "")) }()
+		h.await("index/words")
+		h.stop(sig)
+		_ = os.Remove(h.socket()) // SIGKILL leaves it
+		return <-ended
+	}
+	r := kill(syscall.SIGKILL, again+fmt.Sprintf(wait, begun))
+	if r.err != nil {
+		t.Fatalf("%v\n%s", r.err, r.log)
+	}
+	r.compiles(t, "")
+	r.says(t, "nbc: restored words@", "nbc: warning: ")
+}
+
+// TestRules: a pull request reads what the main branch has saved and cannot write it.
+func TestRules(t *testing.T) {
+	need(t, "make", "gcc")
+	h := newHost(t)
+	store := t.TempDir()
+	h.serveAll(store)
+	files := project(t, "c")
+	h.built(cc(files.source(t), "words/main", "", ""))
+	h.stop(syscall.SIGTERM)
+
+	h.serve("--store", store, "--allow-read", "words/*", "--allow-write", "words/pr-*")
+	edited := files.with(tree{"count.c": files["count.c"] + "int more;\n"})
+	pr := func(n int) string {
+		return cc(edited.source(t), fmt.Sprint("words/pr-", n), fmt.Sprintf(`version = "%d";`, n),
+			`fallbackNames = [ "words/main" ];`)
+	}
+	r := h.built(pr(3))
+	r.compiles(t, "build/count.o count.c")
+	if !regexp.MustCompile(`nbc: restored words/main@\w+ for words/pr-3@`).MatchString(r.log) {
+		t.Errorf("it does not say what it restored:\n%s", r.log)
+	}
+	r.says(t, "nbc: saved words/pr-3@")
+	h.built(cc(edited.source(t), "words/pr-3", `version = "5";`, "")).compiles(t, "")
+
+	before := snapshot(t, store)
+	r = h.built(cc(edited.source(t), "words/main", `version = "6";`, ""))
+	r.compiles(t, "build/count.o count.c")
+	r.says(t, "nbc: warning: ", "does not allow", `to write "words/main@`, "nbc: hint: ")
+	if after := snapshot(t, store); after != before {
+		t.Errorf("the store has changed:\n%s\n%s", before, after)
+	}
+}
+
+// snapshot returns the names of the indexes with their times.
+func snapshot(t *testing.T, store string) string {
+	t.Helper()
+	list, err := os.ReadDir(filepath.Join(store, "index"))
+	if err != nil || len(list) == 0 {
+		t.Fatal(err, list)
+	}
+	var b strings.Builder
+	for _, e := range list {
+		info, err := e.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(&b, e.Name(), info.ModTime().Format(time.RFC3339Nano), info.Size())
+	}
+	return b.String()
+}
