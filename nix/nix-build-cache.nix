@@ -40,6 +40,8 @@ lib.warnIf direct "nbc: ${drv.name} is built with the network and without a sand
       cacheDirs = map toString cache-dirs;
       inputKey = input-key;
       inherit exclude times;
-      variables = if direct then network else { };
+      # Without a sandbox each build has a directory of another name.
+      restoreFlags = lib.optionals direct [ "--moved" ];
+      variables = lib.optionalAttrs direct network;
     }
     drv)

@@ -68,7 +68,7 @@ _nbcRun() {
     if [[ -n ${nbcEnvironmentFile-} ]]; then
         set -a
         # shellcheck disable=SC1090 # the user names it
-        source "$nbcEnvironmentFile" || _nbcSay "$nbcEnvironmentFile cannot be read"
+        source "$nbcEnvironmentFile"
         set +a
     fi
     "$_nbc" "$verb" "$@" --store "${nbcStore:-unix:/run/nbc/nbc.sock}" --near "${nbcNear:-off}" \
@@ -101,6 +101,12 @@ _nbcRestore() {
         _nbcSay "cold: nbcCacheDirs is not set"
         return 1
     fi
+    for name in "${nbcCredentialsFile-}" "${nbcEnvironmentFile-}"; do
+        if [[ -n $name && ! -r $name ]]; then
+            _nbcSay "cold: $name cannot be read"
+            return 1
+        fi
+    done
     _nbcReachable "${nbcStore:-unix:/run/nbc/nbc.sock}" || return 1
 
     _nbcFlags=()

@@ -31,32 +31,35 @@ let
     + " unless it calls nbcRestorePhase, nbcTimesPhase and nbcSavePhase there"
   );
 in
-drv.overrideAttrs (old:
-  let
-    # A list in the environment is words; a line for each item keeps those together that have spaces.
-    list = items:
-      if old.__structuredAttrs or false then items
-      else lib.concatMapStrings (item: item + "\n") items;
-    some = lib.filterAttrs (_: value: value != null && value != "" && value != [ ]);
-  in
-  warn old (
-    {
-      nativeBuildInputs = old.nativeBuildInputs or [ ] ++ [ hook ];
-      nbcCacheName = cacheName;
-      nbcCacheDirs = list cacheDirs;
-    }
-    // some {
-      nbcFallbackNames = list fallbackNames;
-      nbcExclude = list exclude;
-      nbcIgnoreSource = list ignoreSource;
-      nbcNoRewrite = list noRewrite;
-      nbcInputKey = key;
-      nbcTimes = times;
-      nbcOnSkew = onSkew;
-      nbcStore = store;
-      nbcTimeout = timeout;
-      nbcRestoreFlags = list restoreFlags;
-      nbcSaveFlags = list saveFlags;
-    }
-    // variables
-  ))
+if !(drv ? overrideAttrs) then
+  throw "nbc: ${drv.name or "this"} has no overrideAttrs: it was not made by stdenv.mkDerivation"
+else
+  drv.overrideAttrs (old:
+    let
+      # A list in the environment is words; a line for each item keeps those together that have spaces.
+      list = items:
+        if old.__structuredAttrs or false then items
+        else lib.concatMapStrings (item: item + "\n") items;
+      some = lib.filterAttrs (_: value: value != null && value != "" && value != [ ]);
+    in
+    warn old (
+      {
+        nativeBuildInputs = old.nativeBuildInputs or [ ] ++ [ hook ];
+        nbcCacheName = cacheName;
+        nbcCacheDirs = list cacheDirs;
+      }
+      // some {
+        nbcFallbackNames = list fallbackNames;
+        nbcExclude = list exclude;
+        nbcIgnoreSource = list ignoreSource;
+        nbcNoRewrite = list noRewrite;
+        nbcInputKey = key;
+        nbcTimes = times;
+        nbcOnSkew = onSkew;
+        nbcStore = store;
+        nbcTimeout = timeout;
+        nbcRestoreFlags = list restoreFlags;
+        nbcSaveFlags = list saveFlags;
+      }
+      // variables
+    ))

@@ -52,26 +52,31 @@ func (h *host) output(r ran) string {
 func TestIncremental(t *testing.T) {
 	need(t, "make", "gcc", "ghc")
 	type language struct {
-		project string
-		build   func(src, name, attributes, arguments string) string
-		all     string
-		edit    tree
-		rebuilt string
-		broken  tree
-		reached string
+		project   string
+		build     func(src, name, attributes, arguments string) string
+		all       string // what is compiled at first
+		edit      tree
+		edited    string // what is compiled then
+		other     tree   // another edit
+		broken    tree   // and one that does not compile
+		attempted string // what is compiled of both
+		mended    string // what is compiled when only that is undone
 	}
 	for _, l := range []language{
 		{
-			"c", cc, everything,
-			tree{"count.c": "#include \"words.h\"\nint count(int n) { return n + 2; }\n"}, "build/count.o count.c",
-			tree{"main.c": "int main(void) { return nothing; }\n"}, "build/count.o count.c greet.c main.c",
+			project: "c", build: cc, all: everything,
+			edit: tree{"count.c": "#include \"words.h\"\nint count(int n) { return n + 2; }\n"}, edited: "build/count.o count.c",
+			other:  tree{"greet.c": "#include <stdio.h>\nvoid greet(void) { puts(\"good morning\"); }\n"},
+			broken: tree{"count.c": "int count(int n) { return nothing; }\n"}, attempted: "count.c greet.c",
+			mended: "build/count.o count.c",
 		},
 		{
-			"haskell", ghc, everyModule,
-			tree{"src/Count.hs": "module Count (count) where\ncount :: Int -> Int\ncount n = n + 2\n{-# NOINLINE count #-}\n"},
-			"Count link",
-			tree{"src/Main.hs": "module Main (main) where\nimport Count\nimport Greet\nmain :: IO ()\nmain = nothing\n"},
-			"Main link",
+			project: "haskell", build: ghc, all: everyModule,
+			edit:      tree{"src/Count.hs": "module Count (count) where\ncount :: Int -> Int\ncount n = n + 2\n{-# NOINLINE count #-}\n"},
+			edited:    "Count link",
+			other:     tree{"src/Greet.hs": "module Greet (greet) where\ngreet :: String\ngreet = \"good morning\"\n{-# NOINLINE greet #-}\n"},
+			broken:    tree{"src/Main.hs": "module Main (main) where\nimport Count\nimport Greet\nmain :: IO ()\nmain = nothing\n"},
+			attempted: "Greet Main", mended: "Main link",
 		},
 	} {
 		t.Run(l.project, func(t *testing.T) {
@@ -95,19 +100,21 @@ func TestIncremental(t *testing.T) {
 
 			edited := files.with(l.edit)
 			r = h.built(build(edited, ""))
-			r.compiles(t, l.rebuilt)
+			r.compiles(t, l.edited)
 			r.says(t, "sources: 1 changed")
 			if got := h.output(r); got != "hello\n5\n" {
 				t.Errorf("it prints %q", got)
 			}
 
-			// A build that fails keeps what it has made: the edit is not compiled again when it is mended.
-			greet := tree{"greet.c": files["greet.c"] + "int more;\n", "src/Greet.hs": files["src/Greet.hs"] + "-- more\n"}
-			r = h.failed(build(edited.with(greet).with(l.broken), `makeFlags = [ "prefix=/" "-k" ];`))
-			t.Log(r.compiled())
-			r.says(t, "nbc: saved words/main@", "failed")
-			r = h.built(build(edited.with(greet), ""))
-			t.Log(r.compiled(), l.reached)
+			// A build that fails keeps what it has made.
+			r = h.failed(build(edited.with(l.other).with(l.broken), ""))
+			r.compiles(t, l.attempted)
+			r.says(t, "nbc: saved words/main@")
+			r = h.built(build(edited.with(l.other), ""))
+			r.compiles(t, l.mended)
+			if got := h.output(r); got != "good morning\n5\n" {
+				t.Errorf("it prints %q", got)
+			}
 		})
 	}
 }
@@ -143,13 +150,13 @@ func TestWithout(t *testing.T) {
 		t.Fatal(err)
 	}
 	cold("words", `a = 2;`, "nbc: cold: no socket /run/nbc/nbc.sock: /run/nbc is not in Nix's extra-sandbox-paths")
-	if err := h.configure("true"); err != nil {
+	if err := h.configure(); err != nil {
 		t.Fatal(err)
 	}
 
 	// No rule allows anything.
 	h.serve("--store", t.TempDir())
-	cold("words", `a = 3;`, "nbc: warning: ", "does not allow", "nbc: hint: whoever runs nbc daemon can allow it")
+	cold("words", `a = 3;`, "nbc: warning: ", "allows nothing to uid", "nbc: hint: whoever runs nbc daemon can allow it")
 	h.stop(syscall.SIGTERM)
 
 	// The socket is there, and the daemon is not.
@@ -161,9 +168,11 @@ func TestWithout(t *testing.T) {
 	}
 
 	// The store cannot be reached.
+	t.Setenv("AWS_ACCESS_KEY_ID", "none")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "none")
 	h.serve("--store", "s3://bucket?region=eu-west-1&path-style=true&endpoint=http://127.0.0.1:1", "--near", "off",
 		"--allow-read", "**", "--allow-write", "**")
-	cold("words", `a = 5;`, "nbc: warning: ")
+	cold("words", `a = 5;`, "nbc: warning: ", "127.0.0.1:1")
 }
 
 // TestKilled: the daemon goes in the middle of a build, and comes back in the middle of another.
@@ -173,24 +182,46 @@ func TestKilled(t *testing.T) {
 	store := t.TempDir()
 	h.serveAll(store)
 	files := project(t, "c")
-	h.built(cc(files.source(t), "words", "", ""))
 
-	// The build waits in its sandbox until the daemon is gone, and knows that by the socket.
-	const begun, wait = "begun", `preBuild = "echo %s; while [ -S /run/nbc/nbc.sock ]; do sleep 0.05; done";`
+	// The build waits in its sandbox until the daemon is gone: it has the same folder.
+	begun := filepath.Join(h.sockets(), "begun")
 	ended := make(chan ran)
-	kill := func(sig os.Signal, attributes string) ran {
-		go func() { ended <- h.build(cc(files.source(t), "words", attributes, "")) }()
-		h.await("index/words")
-		h.stop(sig)
-		_ = os.Remove(h.socket()) // SIGKILL leaves it
-		return <-ended
+	build := func(attributes string, meanwhile func()) ran {
+		t.Helper()
+		go func() {
+			ended <- h.build(cc(files.source(t), "words", attributes+`preBuild = "touch /run/nbc/begun
+				while [ -e /run/nbc/begun ]; do sleep 0.02; done";`, ""))
+		}()
+		for wait := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+			if _, err := os.Stat(begun); err == nil {
+				break
+			}
+			if time.Since(wait) > startTime {
+				t.Error("the build does not begin")
+				break
+			}
+		}
+		meanwhile()
+		if err := os.Remove(begun); err != nil {
+			t.Error(err)
+		}
+		r := <-ended
+		if r.err != nil {
+			t.Fatalf("%v\n%s", r.err, r.log)
+		}
+		return r
 	}
-	r := kill(syscall.SIGKILL, again+fmt.Sprintf(wait, begun))
-	if r.err != nil {
-		t.Fatalf("%v\n%s", r.err, r.log)
-	}
+	r := build(`version = "2";`, func() { h.stop(syscall.SIGKILL) })
+	r.compiles(t, everything) // preBuild is an input
+	r.says(t, "nbc: miss for words@", "nbc: warning: ", "Running phase: installPhase")
+
+	h.serveAll(store)
+	r = build(`version = "3";`, func() { h.stop(syscall.SIGKILL); h.serveAll(store) })
+	r.compiles(t, everything)
+	r.says(t, "nbc: saved words@")
+	r = build(`version = "4";`, func() { h.stop(syscall.SIGKILL) })
 	r.compiles(t, "")
-	r.says(t, "nbc: restored words@", "nbc: warning: ")
+	r.says(t, "nbc: restored words@", "nbc: warning: ", "Running phase: installPhase")
 }
 
 // TestRules: a pull request reads what the main branch has saved and cannot write it.

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -73,7 +74,7 @@ func prepare(dir string) error {
 		return fmt.Errorf("building nbc: %w\n%s", err, out)
 	}
 	h := &host{dir: filepath.Join(dir, "try")}
-	if err := h.configure("true"); err != nil {
+	if err := h.configure(); err != nil {
 		return err
 	}
 	try := `derivation { name = "try"; system = builtins.currentSystem; builder = "/bin/bash";
@@ -118,6 +119,7 @@ func need(t *testing.T, components ...string) {
 // host is a machine that builds: a Nix store and a daemon of its own.
 type host struct {
 	dir    string
+	open   bool // it builds without a sandbox, and its store is where its name says
 	t      *testing.T
 	daemon *exec.Cmd
 	log    bytes.Buffer // of the daemon; to be read when it has ended
@@ -128,7 +130,7 @@ func newHost(t *testing.T) *host {
 	t.Helper()
 	need(t, "nix")
 	h := &host{t: t, dir: filepath.Join(t.TempDir(), "host")}
-	if err := h.configure("true"); err != nil {
+	if err := h.configure(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -141,13 +143,20 @@ func newHost(t *testing.T) *host {
 	return h
 }
 
+// in makes a subtest the one that fails.
+func (h *host) in(t *testing.T) {
+	parent := h.t
+	h.t = t
+	t.Cleanup(func() { h.t = parent })
+}
+
 // configure writes a nix.conf that knows nothing of this machine but its programs. Builds find the host's folder of
 // sockets where a real one is.
-func (h *host) configure(sandbox string) error {
+func (h *host) configure() error {
 	conf := `substituters =
 trusted-substituters =
 build-users-group =
-sandbox = ` + sandbox + `
+sandbox = ` + strconv.FormatBool(!h.open) + `
 sandbox-fallback = false
 sandbox-paths = /bin /usr /lib /lib64? /etc/alternatives? /var/lib/ghc?
 extra-sandbox-paths = /run/nbc=` + h.sockets() + `?
@@ -163,9 +172,16 @@ timeout = 50
 	return os.WriteFile(filepath.Join(h.dir, "conf", "nix.conf"), []byte(conf), 0o644)
 }
 
-func (h *host) sockets() string          { return filepath.Join(h.dir, "run") }
-func (h *host) socket() string           { return filepath.Join(h.sockets(), "nbc.sock") }
-func (h *host) physical(p string) string { return filepath.Join(h.dir, "root", p) }
+func (h *host) sockets() string { return filepath.Join(h.dir, "run") }
+func (h *host) socket() string  { return filepath.Join(h.sockets(), "nbc.sock") }
+
+// physical returns where a store path is on this machine.
+func (h *host) physical(path string) string {
+	if h.open {
+		return path
+	}
+	return filepath.Join(h.dir, "root", path)
+}
 
 // ran is what came of a command.
 type ran struct {
@@ -177,9 +193,17 @@ type ran struct {
 func (h *host) run(ctx context.Context, name string, args ...string) ran {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, name, append(args, "--store", filepath.Join(h.dir, "root"))...)
+	root := filepath.Join(h.dir, "root")
+	if !h.open {
+		args = append(args, "--store", root)
+	}
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "NIX_CONF_DIR="+filepath.Join(h.dir, "conf"), "HOME="+filepath.Join(h.dir, "home"),
 		"XDG_CACHE_HOME=", "XDG_CONFIG_HOME=", "NO_COLOR=1", "TERM=dumb")
+	if h.open {
+		cmd.Env = append(cmd.Env, "NIX_REMOTE=local", "NIX_STORE_DIR="+root+"/store", "NIX_STATE_DIR="+root+"/state",
+			"NIX_LOG_DIR="+root+"/log")
+	}
 	cmd.WaitDelay = 10 * time.Second
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -315,7 +339,7 @@ func (x tree) source(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	return fmt.Sprintf(`(builtins.path { path = %s; name = "source"; })`, dir)
+	return fmt.Sprintf(`(builtins.path { path = /. + %q; name = "source"; })`, dir)
 }
 
 // compiled returns what a build compiled and linked, sorted.

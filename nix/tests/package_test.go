@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -12,9 +13,12 @@ import (
 func TestPackage(t *testing.T) {
 	need(t, "nix", "go")
 	h := newHost(t)
-	var p struct{ Src, VendorHash, Version string }
+	var p struct {
+		Src, VendorHash string
+		Ldflags         []string
+	}
 	text := h.eval(`let p = pkgs.callPackage ` + module + `/nix/package.nix { release = "1.2.3"; };
-		in { src = "${p.src}"; inherit (p) vendorHash version; }`)
+		in { src = "${p.src}"; inherit (p) vendorHash ldflags; }`)
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		t.Fatal(err)
 	}
@@ -27,9 +31,9 @@ func TestPackage(t *testing.T) {
 			t.Errorf("%s is in the source, so that a change to it builds nbc again", name)
 		}
 	}
-	command := func(args ...string) string {
+	command := func(dir string, args ...string) string {
 		cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
-		cmd.Dir = src
+		cmd.Dir = dir
 		// All that a sandbox without a network has.
 		cmd.Env = append(os.Environ(), "GOFLAGS=", "GOPROXY=off", "CGO_ENABLED=0", "GOTOOLCHAIN=local")
 		out, err := cmd.CombinedOutput()
@@ -38,7 +42,7 @@ func TestPackage(t *testing.T) {
 		}
 		return string(out)
 	}
-	command("go", "mod", "vendor", "-o", vendor)
+	command(src, "go", "mod", "vendor", "-o", vendor)
 	r := h.run(t.Context(), "nix", "hash", "path", "--type", "sha256", "--sri", vendor)
 	if r.err != nil {
 		t.Fatalf("%v\n%s", r.err, r.log)
@@ -49,8 +53,11 @@ func TestPackage(t *testing.T) {
 	if err := os.Rename(vendor, filepath.Join(src, "vendor")); err != nil {
 		t.Fatal(err)
 	}
-	command("go", "build", "-ldflags", "-X main.release="+p.Version, "-o", filepath.Join(src, "program"), "./cmd/nbc")
-	if out := command(filepath.Join(src, "program"), "version"); out[:len("nbc 1.2.3 ")] != "nbc 1.2.3 " {
+	command(src, "go", "list", "-mod=vendor", "-deps", "./cmd/nbc")
+
+	program := filepath.Join(t.TempDir(), "nbc")
+	command(module, "go", "build", "-ldflags", strings.Join(p.Ldflags, " "), "-o", program, "./cmd/nbc")
+	if out := command(module, program, "version"); !strings.HasPrefix(out, "nbc 1.2.3 ") {
 		t.Errorf("its version is %q", out)
 	}
 }

@@ -1,0 +1,8 @@
+{
+  # The small Nixpkgs as a flake, for a test that evaluates nbc's own.
+  outputs = _: {
+    lib = import ./lib.nix;
+    legacyPackages = (import ./lib.nix).genAttrs [ "x86_64-linux" "aarch64-linux" "x86_64-darwin" "aarch64-darwin" ]
+      (system: import ./pkgs.nix { inherit system; nbc = "/nbc"; });
+  };
+}
