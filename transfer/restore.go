@@ -189,6 +189,9 @@ func (r *restoring) run(ctx context.Context, w index.Walker, names []string) err
 		if !goOn {
 			return err
 		}
+		if errors.Is(err, store.ErrNotExist) && !isFault {
+			reason += r.otherKey(ctx, name)
+		}
 		r.report.Refused = append(r.report.Refused, Refusal{name, reason})
 		if isFault {
 			fault = errors.Join(fault, fmt.Errorf("%s: %w", name, err))

@@ -41,7 +41,7 @@ func TestShapes(t *testing.T) {
 		{name: "sourceRoot is the top", attributes: `sourceRoot = "."; unpackPhase = "cp -r $src/* .; chmod -R u+w .";`},
 		{name: "preConfigure changes directory", attributes: `preConfigure = "mkdir -p sub; cd sub"; preBuild = "cd ..";`},
 		{name: "ends elsewhere", attributes: `postBuild = "cd /";preInstall = "cd $NIX_BUILD_TOP/source";`},
-		{name: "patched", attributes: `patches = [ (builtins.toFile "p" "--- a/count.c\n+++ b/count.c\n@@ -1,2 +1,2 @@\n #include \"words.h\"\n-int count(int n) { return n + 1; }\n+int count(int n) { return n + 7; }\n") ];`},
+		{name: "patched", attributes: `patches = [ (builtins.toFile "patch" "sed -i 's/n + 1/n + 7/' count.c") ];`},
 		{
 			name:       "configured",
 			files:      tree{"configure": "#!/bin/sh\necho '/* made */' > config.h\necho '#include \"config.h\"' > words.h\necho 'void greet(void); int count(int n);' >> words.h\n"},

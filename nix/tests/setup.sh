@@ -67,7 +67,7 @@ unpackPhase() {
 patchPhase() {
     runHook prePatch
     local item
-    for item in ${patches[@]:-}; do patch -p1 <"$item"; done
+    for item in ${patches[@]:-}; do bash "$item"; done # here a patch is a script
     runHook postPatch
 }
 
