@@ -28,6 +28,8 @@ type options struct {
 	dirs, exclude        []string
 	ignoreSource         []string
 	fallbacks            []string
+	outputPaths          []string
+	noRewrite            []string
 	times                mtime.Times
 	onSkew               mtime.OnSkew
 	moved, replace       bool
@@ -55,6 +57,31 @@ func (o *options) treeFlags(f *pflag.FlagSet) {
 		"source files that cannot influence the build; may be repeated")
 	f.Var(&list{&o.fallbacks, cacheName, "NAME"}, "fallback",
 		"cache name to use when there is nothing for the first one; may be repeated, in order")
+}
+
+// outputFlags are about the paths that Nix builds into.
+func (o *options) outputFlags(f *pflag.FlagSet) {
+	f.Var(&list{&o.outputPaths, outputPath, "NAME=PATH"}, "output-path",
+		"output of the Nix derivation, such as out=$out: its path is what artifacts hold after a restore; may be repeated")
+	f.Var(&list{&o.noRewrite, pattern, "PATTERN"}, "no-rewrite",
+		"artifacts in which output paths stay as they are; may be repeated")
+}
+
+// outputs returns the outputs, each once.
+func (o *options) outputs(cmd *cobra.Command) ([]index.Output, error) {
+	var all []index.Output
+	for _, text := range o.outputPaths {
+		out, err := index.ParseOutput(text)
+		if err != nil {
+			return nil, usagef("%s: %w", origin(cmd, "output-path"), err)
+		}
+		all = append(all, out)
+	}
+	slices.SortFunc(all, func(a, b index.Output) int { return strings.Compare(a.Name, b.Name) })
+	if err := index.CheckOutputs(all); err != nil {
+		return nil, usagef("%s: %w", origin(cmd, "output-path"), err)
+	}
+	return all, nil
 }
 
 // storeFlags say where the store is, and what is kept near of it.
@@ -105,12 +132,13 @@ func (o *options) stepFlags(f *pflag.FlagSet) {
 // completions offers the values of the flags that have few, and files or nothing for the others.
 func completions(cmd *cobra.Command) {
 	for flag, values := range map[string][]string{
-		"times":     {string(mtime.Recorded), string(mtime.TwoHours)},
-		"on-skew":   {string(mtime.Miss), string(mtime.Shift)},
-		"timeout":   nil,
-		"requests":  nil,
-		"fallback":  nil,
-		"near-size": nil,
+		"times":       {string(mtime.Recorded), string(mtime.TwoHours)},
+		"on-skew":     {string(mtime.Miss), string(mtime.Shift)},
+		"timeout":     nil,
+		"requests":    nil,
+		"fallback":    nil,
+		"output-path": nil,
+		"near-size":   nil,
 
 		"listen":          nil,
 		"allow-read":      nil,
@@ -285,6 +313,12 @@ func pattern(s string) (string, error) {
 	return s, err
 }
 
+// outputPath passes what Nix can build into.
+func outputPath(s string) (string, error) {
+	_, err := index.ParseOutput(s)
+	return s, err
+}
+
 func anything(s string) (string, error) { return s, nil }
 
 func notEmpty(s string) (string, error) {
@@ -366,6 +400,7 @@ func (o *options) tree(cmd *cobra.Command, root string, l location) (transfer.Tr
 		{"dir", o.dirs, &t.Dirs},
 		{"exclude", o.exclude, &t.Exclude},
 		{"ignore-source", o.ignoreSource, &t.IgnoreSources},
+		{"no-rewrite", o.noRewrite, &t.NoRewrite},
 	} {
 		for _, text := range p.from {
 			if filepath.IsAbs(text) {

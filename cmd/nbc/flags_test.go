@@ -19,6 +19,8 @@ var samples = map[string]struct{ good, bad string }{
 	"exclude":       {"*.log\ntmp", "a["},
 	"ignore-source": {"docs\n*.md", "{a"},
 	"fallback":      {"main\nmyapp/main", "a\x01b"},
+	"output-path":   {"out=/nix/store/0c4n1z0xk9l5v6b7r8q9w0x1y2z3a4d5-app", "out=/usr"},
+	"no-rewrite":    {"*.jar", "{"},
 	"store":         {"/tmp/store", ""},
 	"near":          {"/tmp/near", ""},
 	"near-size":     {"500M", "10GB"},

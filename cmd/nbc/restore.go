@@ -30,7 +30,7 @@ nbc save after the build knows what to save.`,
 			if err != nil {
 				return err
 			}
-			opts := o.restore(args[0], p.tree)
+			opts := o.restore(args[0], p)
 			rep := &transfer.RestoreReport{Report: a.emptyReport("restore", args[0])}
 			err = a.step(cmd, p, "restoring "+args[0], func(ctx context.Context, s *session) error {
 				r, err := s.build.Restore(ctx, opts)
@@ -44,6 +44,7 @@ nbc save after the build knows what to save.`,
 		},
 	}
 	o.treeFlags(cmd.Flags())
+	o.outputFlags(cmd.Flags())
 	o.placeFlags(cmd.Flags())
 	o.restoreFlags(cmd.Flags())
 	o.workFlags(cmd.Flags())
@@ -58,9 +59,10 @@ type restoreJSON struct {
 }
 
 // restore returns what the flags say of a restore.
-func (o *options) restore(name string, tree transfer.Tree) transfer.RestoreOptions {
+func (o *options) restore(name string, p place) transfer.RestoreOptions {
 	return transfer.RestoreOptions{
-		Tree:      tree,
+		Tree:      p.tree,
+		Outputs:   p.outputs,
 		Name:      name,
 		Fallbacks: o.fallbacks,
 		Times:     o.times,

@@ -62,6 +62,7 @@ wrong use of nbc itself stops it, with exit code 2.`,
 		},
 	}
 	o.treeFlags(cmd.Flags())
+	o.outputFlags(cmd.Flags())
 	o.placeFlags(cmd.Flags())
 	o.restoreFlags(cmd.Flags())
 	o.workFlags(cmd.Flags())
@@ -149,7 +150,7 @@ func (a *app) runRestore(ctx context.Context, p place, name string, out *runJSON
 			return err
 		}
 		defer a.watch("restoring "+name, s.progress)()
-		r, err := s.build.Restore(ctx, a.options.restore(name, p.tree))
+		r, err := s.build.Restore(ctx, a.options.restore(name, p))
 		if r != nil {
 			rep = r
 		}

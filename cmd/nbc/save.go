@@ -16,8 +16,8 @@ func saveCommand(a *app) *cobra.Command {
 		Long: `save stores the build's directories: run it after the build. Without NAME it
 saves what the nbc restore before the build was about; it then need not read
 what the build has not touched, and knows which sources were built. What is
-given here all the same (--dir, --exclude, --ignore-source) replaces what the
-restore was given.
+given here all the same (--dir, --exclude, --ignore-source, --output-path,
+--no-rewrite) replaces what the restore was given.
 
 With NAME and --dir it needs no restore, and hashes the sources only now, after
 the build: what has changed since the build read it is taken for built.`,
@@ -40,7 +40,7 @@ the build: what has changed since the build read it is taken for built.`,
 			if err != nil {
 				return err
 			}
-			opts.Tree, opts.Fallbacks = p.tree, o.fallbacks
+			opts.Tree, opts.Outputs, opts.Fallbacks = p.tree, p.outputs, o.fallbacks
 			if opts.Name == "" && len(o.ignoreSource) == 0 {
 				opts.IgnoreSources = nil // the receipt has nbc's own files, too
 			}
@@ -61,6 +61,7 @@ the build: what has changed since the build read it is taken for built.`,
 		},
 	}
 	o.treeFlags(cmd.Flags())
+	o.outputFlags(cmd.Flags())
 	o.placeFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&o.failed, "failed", false,
 		"the build failed: keep what it has made only where that replaces nothing better")

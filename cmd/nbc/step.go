@@ -9,14 +9,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nbc/index"
 	"nbc/transfer"
 )
 
 // place is where a verb works: its arguments, checked before anything is done.
 type place struct {
-	root  string
-	tree  transfer.Tree
-	store location
+	root    string
+	tree    transfer.Tree
+	outputs []index.Output
+	store   location
 	// private builds begin and end with this process.
 	private bool
 }
@@ -35,6 +37,9 @@ func (a *app) place(cmd *cobra.Command) (place, error) {
 		if rel := insides(p.root, state); len(rel) > 0 {
 			return p, usagef("%s: ./%s is in the source tree, where it would be a source", origin(cmd, "state"), rel[0])
 		}
+	}
+	if p.outputs, err = a.options.outputs(cmd); err != nil {
+		return p, err
 	}
 	p.tree, err = a.options.tree(cmd, p.root, p.store)
 	return p, err

@@ -25,6 +25,9 @@ func restoreSummary(r *transfer.RestoreReport) string {
 		fmt.Sprintf("fetched %s of %s (%s)", comma(r.Fetched.Chunks), count(r.Chunks, "chunk"), size(r.Fetched.Bytes)),
 		"sources: " + sources(r.Sources),
 	}
+	if n := r.OutputPaths; n.Files > 0 {
+		parts = append(parts, "output paths written in "+count(n.Files, "file"))
+	}
 	if len(r.Skipped) > 0 {
 		parts = append(parts, "left out, as their place is gone: "+some(r.Skipped))
 	}
@@ -87,6 +90,9 @@ func saveSummary(r *transfer.SaveReport) string {
 		fmt.Sprintf("saved %s: %s, %s", r.Name, count(r.Files, "file"), size(r.Bytes)),
 		fmt.Sprintf("read %s", count(r.Files-r.Untouched, "file")),
 		fmt.Sprintf("sent %s of %s (%s)", comma(r.Sent.Chunks), count(r.Chunks, "chunk"), size(r.Sent.Bytes)),
+	}
+	if n := r.OutputPaths; n.Files > 0 {
+		parts = append(parts, "output paths in "+count(n.Files, "file"))
 	}
 	if n := len(r.Unknown); n > 0 {
 		parts = append(parts, fmt.Sprintf("%s changed during the build: %s", count(n, "source"), some(r.Unknown)))
