@@ -253,6 +253,14 @@ type unreadable struct {
 	first error
 }
 
+// add notes one of them.
+func (u *unreadable) add(name string, err error) {
+	u.list = append(u.list, Refusal{name, err.Error()})
+	if u.first == nil {
+		u.first = fmt.Errorf("index of %s: %w", name, err)
+	}
+}
+
 func (u *unreadable) err() error {
 	if u.first == nil {
 		return nil
@@ -298,10 +306,7 @@ func (c *Cache) eachSummary(ctx context.Context, list []savedName, do func(*summ
 		switch err := x.err; {
 		case errors.Is(err, store.ErrNotExist):
 		case errors.Is(err, index.ErrInvalid), errors.Is(err, index.ErrVersion), errors.Is(err, store.ErrRefused):
-			un.list = append(un.list, Refusal{x.name, err.Error()})
-			if un.first == nil {
-				un.first = fmt.Errorf("index of %s: %w", x.name, err)
-			}
+			un.add(x.name, err)
 		case err != nil:
 			return un, fmt.Errorf("reading the index of %s: %w", x.name, err)
 		default:

@@ -142,6 +142,8 @@ type collection struct {
 	// conditions are what the store is known to do, and deleter is it, if it can delete on conditions.
 	conditions Conditions
 	deleter    conditionalDeleter
+	// fresh does not believe what was noted of them.
+	fresh bool
 
 	// mark is of the collection that this collector has begun, and target the epoch that it began. Both are zero before.
 	mark   *mark

@@ -130,15 +130,24 @@ type indexKeys struct {
 // keysInFlight bounds the bytes of indexes that are read at once.
 const keysInFlight = 64 << 20
 
-// readIndexes reads the chunk keys of the indexes in list, but for those whose version is the known one, and hands them
-// to found, from several goroutines. All those that cannot be read are named in the report; then the error is that of
-// the first one.
+// readIndexes is eachIndex where one that cannot be read ends everything: those are named in the report.
 func (g *collection) readIndexes(
 	ctx context.Context, st State, list []store.Info, known map[string]string, found func(indexKeys),
 ) error {
+	un, err := g.eachIndex(ctx, st, list, known, found)
+	if err == nil && un.first != nil {
+		g.report.Unreadable = un.list
+		err = fmt.Errorf("nobody knows what %d of the indexes refer to, so nothing is deleted: %w", len(un.list), un.first)
+	}
+	return err
+}
+
+// eachIndex reads the chunk keys of the indexes in list, but for those whose version is the known one, and hands them
+// to found, from several goroutines. It returns those that cannot be read, by their names.
+func (g *collection) eachIndex(
+	ctx context.Context, st State, list []store.Info, known map[string]string, found func(indexKeys),
+) (un unreadable, err error) {
 	var mu sync.Mutex
-	var unreadable []Refusal
-	var first error
 	var done atomic.Int64
 	bytes := semaphore.NewWeighted(keysInFlight)
 	group, gctx := errgroup.WithContext(ctx)
@@ -160,10 +169,7 @@ func (g *collection) readIndexes(
 			case errors.Is(err, index.ErrInvalid), errors.Is(err, index.ErrVersion), errors.Is(err, store.ErrRefused):
 				mu.Lock()
 				defer mu.Unlock()
-				unreadable = append(unreadable, Refusal{x.name, err.Error()})
-				if first == nil {
-					first = fmt.Errorf("index of %s: %w", x.name, err)
-				}
+				un.add(x.name, err)
 				return nil
 			case err != nil:
 				return fmt.Errorf("reading the chunk keys of %s: %w", x.name, err)
@@ -178,17 +184,13 @@ func (g *collection) readIndexes(
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return err
+		return un, err
 	}
 	if err := context.Cause(ctx); err != nil {
-		return err
+		return un, err
 	}
-	if first != nil {
-		slices.SortFunc(unreadable, func(a, b Refusal) int { return strings.Compare(a.Name, b.Name) })
-		g.report.Unreadable = unreadable
-		return fmt.Errorf("nobody knows what %d of the indexes refer to, so nothing is deleted: %w", len(unreadable), first)
-	}
-	return nil
+	slices.SortFunc(un.list, func(a, b Refusal) int { return strings.Compare(a.Name, b.Name) })
+	return un, nil
 }
 
 // keysFirst is how much of an index a collector asks for at first: the keys of 1,900 chunks, or of a tree of 300 MB.

@@ -285,12 +285,16 @@ func (g *collection) checkConditions(ctx context.Context, plain store.Store) err
 	if c.works() {
 		return nil
 	}
-	found := fmt.Errorf("%w: creating an object: %s; replacing one: %s", ErrUnsafe, c.Create.Found, c.Swap.Found)
 	if !g.o.OnlyCollector {
-		return found
+		return c.unsafe()
 	}
-	g.warn("%v", found)
+	g.warn("%v", c.unsafe())
 	return nil
+}
+
+// unsafe says why collectors cannot rely on the store.
+func (c *Conditions) unsafe() error {
+	return fmt.Errorf("%w: creating an object: %s; replacing one: %s", ErrUnsafe, c.Create.Found, c.Swap.Found)
 }
 
 // dropping says why names cannot be dropped, if they cannot.
@@ -327,7 +331,7 @@ func (g *collection) learnConditions(ctx context.Context, plain store.Store) err
 		g.deleter = d
 		probing.Store = deleting{g.cache.Store, d}
 	}
-	if age < 0 || age > conditionsAge || !c.works() || g.deleter != nil && c.Delete.Found == deleteUnknown {
+	if g.fresh || age < 0 || age > conditionsAge || !c.works() || g.deleter != nil && c.Delete.Found == deleteUnknown {
 		g.cache.Progress.phase("trying out the store's conditional writes")
 		if *c, err = probing.ProbeConditions(ctx); err != nil {
 			return err

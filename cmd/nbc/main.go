@@ -93,6 +93,7 @@ the meaning from the next character.
 		diffCommand(a),
 		rmCommand(a),
 		gcCommand(a),
+		checkCommand(a),
 		daemonCommand(a),
 		versionCommand(a),
 		manCommand(a),

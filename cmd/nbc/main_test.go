@@ -149,7 +149,7 @@ func ending(p *os.ProcessState) string {
 }
 
 // jsonHas checks that a file, or "stdout", is one line with one JSON object, and that it has some values: "json stdout
-// hit=true restore.kind=unavailable". What is absent is null; "*" matches whatever is not.
+// hit=true restore.kind=unavailable files.0.path=a". What is absent is null; "*" matches whatever is not.
 func jsonHas(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: json FILE [key.key=value...]")
@@ -169,8 +169,17 @@ func jsonHas(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		var v any = object
 		for k := range strings.SplitSeq(key, ".") {
-			m, _ := v.(map[string]any)
-			v = m[k]
+			switch in := v.(type) {
+			case map[string]any:
+				v = in[k]
+			case []any:
+				i, err := strconv.Atoi(k)
+				if v = nil; err == nil && i < len(in) {
+					v = in[i]
+				}
+			default:
+				v = nil
+			}
 		}
 		got, err := json.Marshal(v)
 		ts.Check(err)

@@ -147,6 +147,9 @@ func (n *Near) forget(id chunk.ID, root *os.Root) {
 // a busy copy one in an hour writes.
 const touchAfter = time.Hour
 
+// Copy returns the stored bytes of a chunk if there is a copy. It may be damaged.
+func (n *Near) Copy(id chunk.ID) (stored []byte, ok bool) { return n.get(id, maxCopy) }
+
 // get returns the copy of a chunk if there is one of at most limit bytes.
 func (n *Near) get(id chunk.ID, limit int64) ([]byte, bool) {
 	root, err := n.open(id, false)
