@@ -236,6 +236,27 @@ func TestCheckBesideSavesAndCollections(t *testing.T) {
 	}
 }
 
+// A chunk that was not asked for, because the index did not refer to it at that moment, is not taken for missing.
+func TestCheckOfANameThatIsSavedTwice(t *testing.T) {
+	s := newShelf(t)
+	s.save("a", 1, "one.1", "two.1")
+	reads := 0
+	s.cache.Store = &storetest.Faulty{Store: s.store, Fault: func(c storetest.Call) storetest.Fault {
+		if c.Op == storetest.Get && c.Key == "index/a" {
+			switch reads++; reads {
+			case 2:
+				s.save("a", 1, "one.1")
+			case 3:
+				s.save("a", 1, "one.1", "two.1")
+			}
+		}
+		return storetest.Fault{}
+	}}
+	if _, files, err := s.check(CheckOptions{ReadData: true}); err != nil || len(files) > 0 || reads < 4 {
+		t.Errorf("%v, %q, read %d times", err, files, reads)
+	}
+}
+
 // Whatever the store does, a check ends, and an outage is never taken for damage.
 func TestCheckWhenTheStoreFailsAtEveryRequest(t *testing.T) {
 	for way, o := range checks() {
