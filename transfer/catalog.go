@@ -53,7 +53,7 @@ func (t *SavedTree) When() time.Time {
 func newSavedTree(x *summary) SavedTree {
 	return SavedTree{
 		Name: x.name, Modified: x.info.Modified.UTC(), Saved: x.Build.SavedAt().UTC(),
-		Files: x.Files + x.Links, Bytes: x.Bytes, Chunks: len(x.Chunks),
+		Files: x.Files + x.Links, Bytes: x.Bytes, Chunks: max(x.chunkCount, len(x.Chunks)),
 		IndexBytes: x.info.Size, Epoch: x.Epoch, Dirs: x.Roots, Root: x.Build.Root, Host: x.Build.Host,
 		Failures: x.Build.Failures, Writer: x.Build.Version,
 	}
@@ -103,7 +103,7 @@ func (c *Cache) List(
 	if err := begin(names); err != nil {
 		return r, err
 	}
-	un, err := mine.eachSummary(ctx, list, func(x *summary) error {
+	un, err := mine.eachSummary(ctx, list, nil, func(x *summary) error {
 		if x.Tombstone() {
 			sel.absent(x.name)
 			return nil
@@ -240,9 +240,14 @@ func (c *Cache) listNames(ctx context.Context, sel *selection) ([]savedName, err
 type summary struct {
 	index.Summary
 	savedName
-	// at is its place in the list.
-	at  int
-	err error
+	// listed is the version that was listed, and at the place in the list.
+	listed string
+	at     int
+	// chunkCount is how many chunks it has, for they may have been forgotten.
+	chunkCount int
+	// weight is what it counts for among those that are under way: the size that was listed.
+	weight int64
+	err    error
 	// ready is closed when the fields above are set.
 	ready chan struct{}
 }
@@ -269,8 +274,11 @@ func (u *unreadable) err() error {
 }
 
 // eachSummary reads the indexes in list in parallel, and hands what it has read to do in their order, one after
-// another. What is not there any more is passed over, what cannot be read is returned; an error of do ends it.
-func (c *Cache) eachSummary(ctx context.Context, list []savedName, do func(*summary) error) (unreadable, error) {
+// another; before that to work, unless it is nil, from several goroutines in any order. What is not there any more is
+// passed over, what cannot be read is returned; an error of do ends it.
+func (c *Cache) eachSummary(
+	ctx context.Context, list []savedName, work func(*summary), do func(*summary) error,
+) (unreadable, error) {
 	var un unreadable
 	ctx, cancel := context.WithCancelCause(ctx)
 	var reads sync.WaitGroup
@@ -281,14 +289,14 @@ func (c *Cache) eachSummary(ctx context.Context, list []savedName, do func(*summ
 	// The queue bounds how many are read at once and wait for their turn, and bytes what they take.
 	queue := make(chan *summary, c.requests())
 	bytes := semaphore.NewWeighted(keysInFlight)
-	weight := func(n savedName) int64 { return max(1, min(n.info.Size, keysInFlight)) }
 	reads.Go(func() {
 		defer close(queue)
 		for i, n := range list {
-			if bytes.Acquire(ctx, weight(n)) != nil {
+			x := &summary{savedName: n, listed: n.info.Version, at: i, ready: make(chan struct{})}
+			x.weight = max(1, min(n.info.Size, keysInFlight))
+			if bytes.Acquire(ctx, x.weight) != nil {
 				return
 			}
-			x := &summary{savedName: n, at: i, ready: make(chan struct{})}
 			select {
 			case queue <- x:
 			case <-ctx.Done():
@@ -296,7 +304,9 @@ func (c *Cache) eachSummary(ctx context.Context, list []savedName, do func(*summ
 			}
 			reads.Go(func() {
 				defer close(x.ready)
-				x.err = c.readSummary(ctx, x)
+				if x.err = c.readSummary(ctx, x); x.err == nil && work != nil {
+					work(x)
+				}
 			})
 		}
 	})
@@ -314,7 +324,7 @@ func (c *Cache) eachSummary(ctx context.Context, list []savedName, do func(*summ
 				return un, err
 			}
 		}
-		bytes.Release(weight(x.savedName))
+		bytes.Release(x.weight)
 		if n++; n%100 == 0 {
 			c.Progress.phase(fmt.Sprintf("reading indexes, %d of %d", n, len(list)))
 		}

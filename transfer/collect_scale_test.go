@@ -194,6 +194,24 @@ func cpu(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
+// make makes everything up once, and returns what that takes of one core.
+func (a *arithmetic) make(t *testing.T) time.Duration {
+	t.Helper()
+	begun := cpu(t)
+	if err := a.List(t.Context(), chunk.Prefix, func(store.Info) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for j := range a.indexes {
+		group.Go(func() error { a.index(j); return nil })
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return cpu(t) - begun
+}
+
 // TestScale collects among many chunks. COLLECT.md has what it says for 1 and 10 million.
 func TestScale(t *testing.T) {
 	real, err := dir.Open(t.TempDir())
@@ -212,20 +230,7 @@ func TestScale(t *testing.T) {
 		t.Fatal(err)
 	}
 	(&shelf{t: t, store: real}).probed()
-	// What it takes to make everything up, once.
-	begun := cpu(t)
-	if err := a.List(t.Context(), chunk.Prefix, func(store.Info) error { return nil }); err != nil {
-		t.Fatal(err)
-	}
-	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for j := range a.indexes {
-		group.Go(func() error { a.index(j); return nil })
-	}
-	if err := group.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	making := cpu(t) - begun
+	making := a.make(t)
 
 	runtime.GC()
 	var before, after runtime.MemStats

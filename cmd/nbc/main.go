@@ -92,6 +92,7 @@ the meaning from the next character.
 		showCommand(a),
 		diffCommand(a),
 		rmCommand(a),
+		statsCommand(a),
 		gcCommand(a),
 		checkCommand(a),
 		daemonCommand(a),
