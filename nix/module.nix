@@ -25,8 +25,8 @@ let
 
   rules = pkgs.writeText "nbc-rules" cfg.rules;
 
-  # What both services may do. A user namespace (PrivateUsers) is not among it: in one the daemon would see all builds as
-  # the user nobody, and rules about users would mean nothing.
+  # What both services may do. They are in no user namespace (PrivateUsers): in one the daemon would take all builds for
+  # those of the user nobody, and rules about users would mean nothing.
   service = { credentialsFile, environmentFile }: {
     environment = cfg.environment // lib.optionalAttrs (credentialsFile != null) {
       AWS_SHARED_CREDENTIALS_FILE = "%d/credentials";
@@ -127,7 +127,7 @@ in
     };
 
     credentialsFile = file "A file in the format of `~/.aws/credentials`. It need only be readable by root.";
-    environmentFile = file "A file of environment variables, such as `AWS_ACCESS_KEY_ID=…`. It need only be readable by root.";
+    environmentFile = file "A file of lines such as `AWS_ACCESS_KEY_ID=…`. It need only be readable by root.";
 
     metrics = mkOption {
       type = types.nullOr types.str;
@@ -139,7 +139,7 @@ in
     extraFlags = list "More flags of `nbc daemon`.";
 
     gc = {
-      enable = lib.mkEnableOption "the collection of what no saved tree needs; one host of those that share a store will do";
+      enable = lib.mkEnableOption "collecting what no saved tree needs; one host of those that share a store will do";
 
       dates = mkOption {
         type = types.str;

@@ -3,10 +3,10 @@
 # The setup hook of nbc: it restores before the configure phase, sets times again before the build phase, and saves
 # before the install phase, or when the build fails. README.md beside this file says what its variables mean.
 #
-# It never fails a build, and it leaves nothing behind but the cache directories. What it does itself happens in
-# subshells in which errors do not count: stdenv runs phases under "set -eu", where an unset variable would end the
-# build. It is phases, and not hooks of phases, because a derivation may have a configurePhase that runs no hooks, or
-# none at all, and because preConfigure may change the directory.
+# It never fails a build, and it leaves nothing behind but the cache directories. What it does happens in subshells in
+# which errors do not count: stdenv runs phases under "set -eu", where an unset variable would end the build. It is
+# phases, and not hooks of phases, because a derivation may have a configurePhase that runs no hooks, or none at all, and
+# because preConfigure may change the directory.
 
 # The program.
 _nbc=@nbc@
@@ -54,6 +54,13 @@ _nbcFlagEach() {
         _nbcFlags+=("$1" "$item")
     done
 }
+
+# Does something apart from the build: no setting of its shell matters, nor does an error.
+_nbcAside() (
+    set -f +eu +o pipefail
+    IFS=$' \t\n'
+    "$@"
+)
 
 # Runs a verb of nbc on the tree of the restore.
 _nbcRun() {
@@ -113,6 +120,10 @@ _nbcRestore() {
     _nbcFlagEach --dir nbcCacheDirs
     _nbcFlagEach --exclude nbcExclude
     _nbcFlagEach --ignore-source nbcIgnoreSource
+    _nbcFlagEach --no-rewrite nbcNoRewrite
+    for name in $(getAllOutputNames); do
+        _nbcFlags+=(--output-path "$name=${!name}")
+    done
     if [[ $_nbcRoot == "$NIX_BUILD_TOP" ]]; then
         # These are Nix's and stdenv's own, and different in every build.
         for name in env-vars .attrs.json .attrs.sh; do
@@ -146,20 +157,20 @@ nbcRestorePhase() {
             return 0
         fi
     fi
-    if (set -f +eu +o pipefail && _nbcRestore); then
+    if _nbcAside _nbcRestore; then
         _nbcBegun=1
     fi
 }
 
 nbcTimesPhase() {
     [[ -n $_nbcBegun && -z $_nbcSaved ]] || return 0
-    (set -f +eu +o pipefail && _nbcRun times) || true
+    _nbcAside _nbcRun times || true
 }
 
 nbcSavePhase() {
     [[ -n $_nbcBegun && -z $_nbcSaved ]] || return 0
     _nbcSaved=1
-    (set -f +eu +o pipefail && _nbcSave "$@") || true
+    _nbcAside _nbcSave "$@" || true
 }
 
 # What a build that fails has made is progress, too. A failure before the restore saves nothing.

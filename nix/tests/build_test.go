@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,7 +16,8 @@ import (
 
 // cc is the wrapped build of a C program; attributes are added to its own, and arguments to those of wrap.
 func cc(src, name, attributes, arguments string) string {
-	return fmt.Sprintf(`nbc.lib.wrap ({ cacheName = "%s"; cacheDirs = [ "build" ]; } // { %s }) (pkgs.stdenv.mkDerivation ({
+	return fmt.Sprintf(`nbc.lib.wrap ({ cacheName = "%s"; cacheDirs = [ "build" ]; } // { %s })
+(pkgs.stdenv.mkDerivation ({
   pname = "words";
   version = "1";
   src = %s;
@@ -25,7 +27,8 @@ func cc(src, name, attributes, arguments string) string {
 
 // ghc is that of a Haskell program.
 func ghc(src, name, attributes, arguments string) string {
-	return fmt.Sprintf(`nbc.lib.wrap ({ cacheName = "%s"; cacheDirs = [ "dist" ]; } // { %s }) (pkgs.stdenv.mkDerivation ({
+	return fmt.Sprintf(`nbc.lib.wrap ({ cacheName = "%s"; cacheDirs = [ "dist" ]; } // { %s })
+(pkgs.stdenv.mkDerivation ({
   pname = "words";
   version = "1";
   src = %s;
@@ -51,38 +54,43 @@ func (h *host) output(r ran) string {
 
 func TestIncremental(t *testing.T) {
 	need(t, "make", "gcc", "ghc")
-	type language struct {
+	// edit is a file, and a text in it with another one.
+	type edit [3]string
+	for _, l := range []struct {
 		project   string
 		build     func(src, name, attributes, arguments string) string
 		all       string // what is compiled at first
-		edit      tree
+		edit      edit
 		edited    string // what is compiled then
-		other     tree   // another edit
-		broken    tree   // and one that does not compile
+		other     edit
+		broken    edit   // does not compile
 		attempted string // what is compiled of both
 		mended    string // what is compiled when only that is undone
-	}
-	for _, l := range []language{
+	}{
 		{
-			project: "c", build: cc, all: everything,
-			edit: tree{"count.c": "#include \"words.h\"\nint count(int n) { return n + 2; }\n"}, edited: "build/count.o count.c",
-			other:  tree{"greet.c": "#include <stdio.h>\nvoid greet(void) { puts(\"good morning\"); }\n"},
-			broken: tree{"count.c": "int count(int n) { return nothing; }\n"}, attempted: "count.c greet.c",
-			mended: "build/count.o count.c",
+			"c", cc, everything,
+			edit{"count.c", "n + 1", "n + 2"},
+			"build/count.o count.c",
+			edit{"greet.c", "hello", "good morning"},
+			edit{"count.c", "n + 2", "nothing"},
+			"count.c greet.c",
+			"build/count.o count.c",
 		},
 		{
-			project: "haskell", build: ghc, all: everyModule,
-			edit:      tree{"src/Count.hs": "module Count (count) where\ncount :: Int -> Int\ncount n = n + 2\n{-# NOINLINE count #-}\n"},
-			edited:    "Count link",
-			other:     tree{"src/Greet.hs": "module Greet (greet) where\ngreet :: String\ngreet = \"good morning\"\n{-# NOINLINE greet #-}\n"},
-			broken:    tree{"src/Main.hs": "module Main (main) where\nimport Count\nimport Greet\nmain :: IO ()\nmain = nothing\n"},
-			attempted: "Greet Main", mended: "Main link",
+			"haskell", ghc, everyModule,
+			edit{"src/Count.hs", "n + 1", "n + 2"},
+			"Count link",
+			edit{"src/Greet.hs", "hello", "good morning"},
+			edit{"src/Main.hs", "count 3", "nothing"},
+			"Greet Main",
+			"Main link",
 		},
 	} {
 		t.Run(l.project, func(t *testing.T) {
 			h := newHost(t)
 			h.serveAll(t.TempDir())
 			files := project(t, l.project)
+			with := func(x tree, e edit) tree { return x.sub(t, e[0], e[1], e[2]) }
 			build := func(files tree, attributes string) string {
 				return l.build(files.source(t), "words/main", attributes, "")
 			}
@@ -98,7 +106,7 @@ func TestIncremental(t *testing.T) {
 				t.Errorf("it prints %q", got)
 			}
 
-			edited := files.with(l.edit)
+			edited := with(files, l.edit)
 			r = h.built(build(edited, ""))
 			r.compiles(t, l.edited)
 			r.says(t, "sources: 1 changed")
@@ -107,10 +115,10 @@ func TestIncremental(t *testing.T) {
 			}
 
 			// A build that fails keeps what it has made.
-			r = h.failed(build(edited.with(l.other).with(l.broken), ""))
+			r = h.failed(build(with(with(edited, l.other), l.broken), ""))
 			r.compiles(t, l.attempted)
 			r.says(t, "nbc: saved words/main@")
-			r = h.built(build(edited.with(l.other), ""))
+			r = h.built(build(with(edited, l.other), ""))
 			r.compiles(t, l.mended)
 			if got := h.output(r); got != "good morning\n5\n" {
 				t.Errorf("it prints %q", got)
@@ -128,7 +136,7 @@ func TestTwoHosts(t *testing.T) {
 	files := project(t, "c")
 	one.built(cc(files.source(t), "words", "", "")).compiles(t, everything)
 	two.built(cc(files.source(t), "words", "", "")).compiles(t, "")
-	edited := files.with(tree{"greet.c": files["greet.c"] + "int more;\n"})
+	edited := files.sub(t, "greet.c", "hello", "good day")
 	two.built(cc(edited.source(t), "words", "", "")).compiles(t, "build/count.o greet.c")
 	one.built(cc(edited.source(t), "words", again, "")).compiles(t, "")
 }
@@ -224,6 +232,45 @@ func TestKilled(t *testing.T) {
 	r.says(t, "nbc: restored words@", "nbc: warning: ", "Running phase: installPhase")
 }
 
+// TestOutputPaths: artifacts that hold the paths of the outputs hold those of this build when they are restored: nothing
+// is compiled or stored again, and Nix finds the right references.
+func TestOutputPaths(t *testing.T) {
+	need(t, "make", "gcc")
+	h := newHost(t)
+	h.serveAll(t.TempDir())
+	src := project(t, "c").source(t)
+	const both = `outputs = [ "out" "dev" ]; makeFlags = [ "prefix=${placeholder "out"}" "dev=${placeholder "dev"}" ];
+		postInstall = "mkdir $dev; cp words.h $dev";`
+	for _, structured := range []string{"", "__structuredAttrs = true;"} {
+		var paths []string
+		for n := range 3 {
+			r := h.built(cc(src, "words"+fmt.Sprint(len(structured)), fmt.Sprintf(`version = "%d";`, n)+both+structured, ""))
+			if n == 0 {
+				r.compiles(t, everything)
+			} else {
+				r.compiles(t, "")
+				r.says(t, "output paths written in ", "sent 0 of ")
+			}
+			paths = append(paths, h.outputPaths(r)...)
+			program := h.physical(r.out) + "/bin/words"
+			for i, p := range paths {
+				found := h.shell(fmt.Sprintf("grep -cF %s %s || true", p, program)) == "1\n"
+				if now := i >= len(paths)-2; found != now {
+					t.Errorf("build %d: that %s stands in the program is %v", n, p, found)
+				}
+			}
+			q := h.run(t.Context(), "nix-store", "--query", "--references", r.out)
+			got, want := strings.Fields(q.out), paths[len(paths)-2:]
+			if slices.Sort(got); !slices.Equal(got, want) {
+				t.Errorf("build %d refers to %q, not to %q: %s", n, got, want, q.log)
+			}
+		}
+	}
+	// One that must not be changed is not.
+	h.built(cc(src, "kept", "", `noRewrite = [ "greet.o" ];`)).compiles(t, everything)
+	h.built(cc(src, "kept", again, `noRewrite = [ "greet.o" ];`)).says(t, "output paths written in 1 file;")
+}
+
 // TestRules: a pull request reads what the main branch has saved and cannot write it.
 func TestRules(t *testing.T) {
 	need(t, "make", "gcc")
@@ -235,7 +282,7 @@ func TestRules(t *testing.T) {
 	h.stop(syscall.SIGTERM)
 
 	h.serve("--store", store, "--allow-read", "words/*", "--allow-write", "words/pr-*")
-	edited := files.with(tree{"count.c": files["count.c"] + "int more;\n"})
+	edited := files.sub(t, "count.c", "n + 1", "n + 2")
 	pr := func(n int) string {
 		return cc(edited.source(t), fmt.Sprint("words/pr-", n), fmt.Sprintf(`version = "%d";`, n),
 			`fallbackNames = [ "words/main" ];`)

@@ -16,7 +16,8 @@ func TestShapes(t *testing.T) {
 	h := newHost(t)
 	h.serveAll(t.TempDir())
 	files := project(t, "c")
-	phases := `buildPhase = "make prefix=$out"; installPhase = "make prefix=$out install";`
+	const phases = `buildPhase = "make prefix=$out"; installPhase = "make prefix=$out install";`
+	const spaced = `postBuild = "mkdir -p 'my dir'; [ -e 'my dir/a b' ] || echo x >'my dir/a b'";`
 	for _, c := range []struct {
 		name       string
 		files      tree
@@ -24,11 +25,18 @@ func TestShapes(t *testing.T) {
 		arguments  string
 		out        string // what is in the outputs, where it is not what it is in all other cases
 	}{
-		{name: "phases without runHook", attributes: `configurePhase = "true";` + phases},
+		{name: "own phases without runHook", attributes: `configurePhase = "true";` + phases},
 		{name: "dontConfigure", attributes: `dontConfigure = true;`},
-		{name: "structured attributes", attributes: `__structuredAttrs = true;`},
-		{name: "structured, lists", attributes: `__structuredAttrs = true; preBuildPhases = [ "early" ]; early = "true";`},
-		{name: "lists of phases", attributes: `preInstallPhases = [ "late" ]; late = "true"; preConfigurePhases = "early"; early = ":";`},
+		{
+			name:       "structured attributes",
+			attributes: `__structuredAttrs = true; preBuildPhases = [ "early" ]; early = "true"; ` + spaced,
+			arguments:  `cacheDirs = [ "my dir" "build" "no?such/*" ];`,
+		},
+		{
+			name:       "lists of phases",
+			attributes: `preInstallPhases = [ "late" ]; late = "true"; preConfigurePhases = "early"; early = ":";` + spaced,
+			arguments:  `cacheDirs = [ "my dir" "build" "no?such/*" ]; exclude = [ "*.tmp file" ];`,
+		},
 		{
 			name: "outputs", attributes: `outputs = [ "out" "dev" ]; postInstall = "mkdir $dev; cp words.h $dev";`,
 			out: "bin bin/words words.h",
@@ -39,39 +47,36 @@ func TestShapes(t *testing.T) {
 			out:        "bin bin/words words.h",
 		},
 		{name: "sourceRoot is the top", attributes: `sourceRoot = "."; unpackPhase = "cp -r $src/* .; chmod -R u+w .";`},
-		{name: "preConfigure changes directory", attributes: `preConfigure = "mkdir -p sub; cd sub"; preBuild = "cd ..";`},
-		{name: "ends elsewhere", attributes: `postBuild = "cd /";preInstall = "cd $NIX_BUILD_TOP/source";`},
-		{name: "patched", attributes: `patches = [ (builtins.toFile "patch" "sed -i 's/n + 1/n + 7/' count.c") ];`},
 		{
-			name:       "configured",
-			files:      tree{"configure": "#!/bin/sh\necho '/* made */' > config.h\necho '#include \"config.h\"' > words.h\necho 'void greet(void); int count(int n);' >> words.h\n"},
-			attributes: ``,
+			name:       "other directories",
+			attributes: `preConfigure = "mkdir -p sub; cd sub"; preBuild = "cd .."; postBuild = "cd /"; preInstall = "cd build/source";`,
+		},
+		{
+			name:       "patched",
+			attributes: `patches = [ (builtins.toFile "patch" "sed -i 's/n + 1/n + 7/' count.c") ];`,
+		},
+		{
+			name: "configured",
+			files: tree{
+				"configure": "#!/bin/sh\necho >config.h\n(echo '#include \"config.h\"'; cat words.in) >words.h\n",
+				"words.in":  files["words.h"],
+			},
 		},
 		{name: "odd names", files: tree{"a b.c": "x", "-f": "x", "ü'\"$(x).c": "x", "*.c": "x", "new\nline": "x"}},
 		{name: "links", files: tree{"link.h": "-> words.h", "dangling": "-> nowhere", "up": "-> ..", "bin/x": "-> /bin/sh"}},
 		{name: "checked", attributes: `doCheck = true; checkPhase = "build/words";`},
-		{
-			name: "names of caches", arguments: `cacheDirs = [ "my dir" "build" "no?such/*" ]; exclude = [ "*.tmp file" ];`,
-			attributes: `postBuild = "mkdir -p 'my dir'; [ -e 'my dir/a b' ] || echo x > 'my dir/a b'";`,
-		},
-		{
-			name: "names of caches, structured", arguments: `cacheDirs = [ "my dir" "build" "no?such/*" ];`,
-			attributes: `__structuredAttrs = true; postBuild = "mkdir -p 'my dir'; [ -e 'my dir/a b' ] || echo x > 'my dir/a b'";`,
-		},
-		{name: "two hours", arguments: `times = "two-hours";`},
-		{name: "no key", arguments: `inputKey = "";`},
+		{name: "two hours and no key", arguments: `times = "two-hours"; inputKey = "";`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h.in(t)
 			src := files.with(c.files).source(t)
-			name := strings.ReplaceAll(c.name, ",", "")
-			cold := h.built(cc(src, name, c.attributes, c.arguments))
+			cold := h.built(cc(src, c.name, c.attributes, c.arguments))
 			cold.compiles(t, everything)
-			cold.says(t, "nbc: miss for "+name, "nbc: saved "+name)
+			cold.says(t, "nbc: miss for "+c.name, "nbc: saved "+c.name)
 			cold.saysNot(t, "nbc: warning")
-			warm := h.built(cc(src, name, c.attributes+again, c.arguments))
+			warm := h.built(cc(src, c.name, c.attributes+again, c.arguments))
 			warm.compiles(t, "")
-			warm.says(t, "nbc: restored "+name, "read 0 files")
+			warm.says(t, "nbc: restored "+c.name, "read 0 files")
 			warm.saysNot(t, "nbc: warning")
 			if c.out == "" {
 				c.out = "bin bin/words"
@@ -83,16 +88,24 @@ func TestShapes(t *testing.T) {
 	}
 }
 
-// outputs returns what is in the outputs of a build.
-func (h *host) outputs(r ran) string {
+// outputPaths returns the paths of all outputs of the derivation that was built, sorted.
+func (h *host) outputPaths(r ran) []string {
 	h.t.Helper()
 	drv := regexp.MustCompile(`building '(.*)'`).FindAllStringSubmatch(r.log, -1)
 	q := h.run(h.t.Context(), "nix-store", "--query", "--outputs", drv[len(drv)-1][1])
 	if q.err != nil {
 		h.t.Fatal(q.log)
 	}
+	paths := strings.Fields(q.out)
+	slices.Sort(paths)
+	return paths
+}
+
+// outputs returns what is in the outputs of a build.
+func (h *host) outputs(r ran) string {
+	h.t.Helper()
 	var names []string
-	for _, p := range strings.Fields(q.out) {
+	for _, p := range h.outputPaths(r) {
 		names = append(names, strings.Fields(h.shell("cd "+h.physical(p)+"; find . -mindepth 1 -printf '%P\n'"))...)
 	}
 	slices.Sort(names)
@@ -247,7 +260,8 @@ func TestWarnings(t *testing.T) {
 			t.Errorf("with %q it says %q", attributes, r.log)
 		}
 	}
-	r := h.run(t.Context(), "nix-instantiate", "-E", prelude()+`nbc.lib.wrap { cacheName = "x"; cacheDirs = [ ]; } { name = "x"; }`)
+	none := `nbc.lib.wrap { cacheName = "x"; cacheDirs = [ ]; } { name = "x"; }`
+	r := h.run(t.Context(), "nix-instantiate", "-E", prelude()+none)
 	if r.err == nil || !strings.Contains(r.log, "it was not made by stdenv.mkDerivation") {
 		t.Errorf("%v\n%s", r.err, r.log)
 	}

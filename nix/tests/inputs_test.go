@@ -16,7 +16,8 @@ func TestInputKey(t *testing.T) {
 			sha = builtins.hashString "sha256";
 			file = builtins.toFile;
 			library = n: pkgs.stdenv.mkDerivation { name = "library"; inherit n; };
-		in pkgs.stdenv.mkDerivation ({ pname = "words"; version = "1"; src = file "source" "one"; } // (` + attributes + `)))`)
+			plain = { pname = "words"; version = "1"; src = file "source" "one"; };
+		in pkgs.stdenv.mkDerivation (plain // (` + attributes + `)))`)
 	}
 	plain := key(`{ }`)
 	for _, same := range []string{
@@ -68,10 +69,12 @@ func TestInputKey(t *testing.T) {
 	if a, b := key(`{ `+many+` }`), key(`{ `+strings.ReplaceAll(many, "%", "x")+` }`); a != b {
 		t.Error("the key changes with one of several sources")
 	}
-	looks := `finalAttrs: { name = "n"; src = { outPath = file "s" "%"; name = "s-%"; rev = "r%"; }; sourceRoot = "${finalAttrs.src.name}/sub";
+	looks := `finalAttrs: { name = "n"; src = { outPath = file "s" "%"; name = "s-%"; rev = "r%"; };
+		sourceRoot = "${finalAttrs.src.name}/sub";
 		flags = "-X rev=${finalAttrs.src.rev}"; }`
 	made := func(x string) string {
-		return h.eval(`let file = builtins.toFile; in nbc.lib.inputKey (pkgs.stdenv.mkDerivation (` + strings.ReplaceAll(looks, "%", x) + `))`)
+		return h.eval(`let file = builtins.toFile; in nbc.lib.inputKey (pkgs.stdenv.mkDerivation (` +
+			strings.ReplaceAll(looks, "%", x) + `))`)
 	}
 	if made("1") != made("2") {
 		t.Error("the key changes with the source's name or revision")

@@ -1,7 +1,7 @@
-# The functions of Nixpkgs' lib that nbc uses, and as much of the module system as its module needs: options that are not
-# declared are taken as they come.
+# The functions of Nixpkgs' lib that nbc uses, and as much of the module system as its module needs: what is defined and
+# not declared is taken as it comes, but for options beside declared ones.
 let
-  inherit (builtins) attrNames attrValues concatLists concatStringsSep elem filter foldl' isAttrs isFunction isList isPath
+  inherit (builtins) attrNames attrValues concatLists concatStringsSep filter foldl' isAttrs isFunction isList
     isString length listToAttrs mapAttrs replaceStrings split stringLength substring;
 
   isOption = value: value._type or "" == "option";
@@ -40,17 +40,19 @@ let
 
   # The values of declared options, each checked against its type.
   declared = path: options: config:
-    (if isAttrs config then config else { }) // mapAttrs
-      (name: option:
-        let value = config.${name} or option.default or (throw "${path}${name} has no value"); in
-        if !isOption option then declared "${path}${name}." option (config.${name} or { })
-        else if option.type value then value
-        else throw "${path}${name} is of another type: ${builtins.toJSON value}")
-      options
-    // (
-      let unknown = filter (name: options != { } && !(options ? ${name})) (attrNames config); in
-      if unknown == [ ] || path == "" || path == "services." then { } else throw "${path}${concatStringsSep " " unknown}: no such option"
-    );
+    let
+      known = mapAttrs
+        (name: option:
+          let value = config.${name} or option.default or (throw "${path}.${name} has no value"); in
+          if !isOption option then declared "${path}.${name}" option config.${name} or { }
+          else if option.type value then value
+          else throw "${path}.${name} is of another type: ${builtins.toJSON value}")
+        options;
+      unknown = attrNames (removeAttrs config (attrNames options));
+    in
+    if builtins.any isOption (attrValues options) && unknown != [ ]
+    then throw "${path} has no option ${toString unknown}"
+    else config // known;
 
   filterAttrs = f: attrs: listToAttrs (map (name: { inherit name; value = attrs.${name}; })
     (filter (name: f name attrs.${name}) (attrNames attrs)));
@@ -88,7 +90,7 @@ let
       bool = builtins.isBool;
       str = isString;
       lines = isString;
-      package = value: value ? outPath || isString value || isPath value;
+      package = value: value ? outPath || isString value;
       nullOr = type: value: value == null || type value;
       listOf = type: value: isList value && builtins.all type value;
       attrsOf = type: value: isAttrs value && builtins.all type (attrValues value);
@@ -96,13 +98,17 @@ let
 
     evalModules = { modules, specialArgs ? { } }:
       let
+        open = module:
+          if isAttrs module then module
+          else if isFunction module then module (specialArgs // { inherit config lib; })
+          else open (import module);
         load = module:
-          let m = if isFunction module then module (specialArgs // { inherit config lib; }) else if isAttrs module then module else load1 (import module); in
-          concatLists (map load (m.imports or [ ])) ++ [ (if m ? config || m ? options then m else { config = removeAttrs m [ "imports" ]; }) ];
-        load1 = m: if isFunction m then m (specialArgs // { inherit config lib; }) else m;
+          let m = open module; in
+          concatLists (map load m.imports or [ ])
+          ++ [ (if m ? config || m ? options then m else { config = removeAttrs m [ "imports" ]; }) ];
         all = concatLists (map load modules);
         options = foldl' recursiveUpdate { } (map (m: m.options or { }) all);
-        config = declared "" options (merge "config" (map (m: m.config or { }) all));
+        config = declared "config" options (merge "config" (map (m: m.config or { }) all));
       in
       { inherit config options; };
   };

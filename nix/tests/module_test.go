@@ -94,7 +94,8 @@ func TestModule(t *testing.T) {
 		t.Errorf("extra-sandbox-paths is %s: without its question mark builds fail where there is no such folder", got)
 	}
 	daemon, collector, socket := c.Systemd.Services["nbc"], c.Systemd.Services["nbc-gc"], c.Systemd.Sockets["nbc"]
-	if got := fmt.Sprintln(socket.ListenStreams, socket.SocketConfig["SocketMode"], socket.SocketConfig["SocketGroup"]); got !=
+	s := socket.SocketConfig
+	if got := fmt.Sprintln(socket.ListenStreams, s["SocketMode"], s["SocketGroup"]); got !=
 		"[/run/nbc/nbc.sock] 0660 nixbld\n" {
 		t.Errorf("the socket is %s", got)
 	}
@@ -243,7 +244,8 @@ func TestFlake(t *testing.T) {
 	if a, b := eval("wrapped.drvPath"), eval("overlay.drvPath"); a != b {
 		t.Errorf("the overlay makes %s, the flake %s", b, a)
 	}
-	if got := eval("system"); got != `"/nbc/bin/nbc daemon --store /var/lib/nbc/store --near /var/cache/nbc/near --near-size 10G"` {
+	const command = `"/nbc/bin/nbc daemon --store /var/lib/nbc/store --near /var/cache/nbc/near --near-size 10G"`
+	if got := eval("system"); got != command {
 		t.Errorf("the module runs %s", got)
 	}
 }

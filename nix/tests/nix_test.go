@@ -214,7 +214,8 @@ func (h *host) run(ctx context.Context, name string, args ...string) ran {
 // serve starts the daemon of the host.
 func (h *host) serve(args ...string) {
 	h.t.Helper()
-	cmd := exec.Command(filepath.Join(bin, "bin", "nbc"), append([]string{"daemon", "--listen", "unix:" + h.socket()}, args...)...)
+	args = append([]string{"daemon", "--listen", "unix:" + h.socket()}, args...)
+	cmd := exec.Command(filepath.Join(bin, "bin", "nbc"), args...)
 	cmd.Stderr = &h.log
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
@@ -313,6 +314,15 @@ func (x tree) with(other tree) tree {
 	all := maps.Clone(x)
 	maps.Copy(all, other)
 	return all
+}
+
+// sub returns the tree with a text in a file in the place of another one, which is there.
+func (x tree) sub(t *testing.T, file, before, after string) tree {
+	t.Helper()
+	if !strings.Contains(x[file], before) {
+		t.Fatalf("%s has no %q: %s", file, before, x[file])
+	}
+	return x.with(tree{file: strings.ReplaceAll(x[file], before, after)})
 }
 
 // source writes the tree to disk, and returns the expression of a source that has it. A file whose contents begin with

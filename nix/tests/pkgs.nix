@@ -48,14 +48,19 @@ let
       in function (builtins.intersectAttrs (builtins.functionArgs function) pkgs // overrides);
 
     # It does not build: the program is there.
-    buildGoModule = attrs: attrs // { type = "derivation"; name = "${attrs.pname}-${attrs.version}"; outPath = "${nbc}"; };
+    buildGoModule = attrs: attrs // {
+      type = "derivation";
+      name = "${attrs.pname}-${attrs.version}";
+      outPath = "${nbc}";
+    };
 
     makeSetupHook = { name, substitutions ? { } }: script: derivationOf {
       inherit name;
       shellCommand = ''
         PATH=/usr/bin:/bin
         mkdir -p $out/nix-support
-        sed ${toString (lib.mapAttrsToList (n: v: "-e 's|@${n}@|${v}|g'") substitutions)} ${script} >$out/nix-support/setup-hook
+        substitute="${toString (lib.mapAttrsToList (n: v: "-e s|@${n}@|${v}|g") substitutions)}"
+        sed $substitute ${script} >$out/nix-support/setup-hook
       '';
     };
 
