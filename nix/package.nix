@@ -18,7 +18,8 @@ buildGoModule {
       in
       if type == "directory"
       then builtins.elem top [ "chunk" "index" "mtime" "transfer" "cmd" ] && baseNameOf path != "testdata"
-      else builtins.elem relative [ "go.mod" "go.sum" ] || lib.hasSuffix ".go" path && !lib.hasSuffix "_test.go" path;
+      else if top == relative then builtins.elem top [ "go.mod" "go.sum" ]
+      else !(lib.hasSuffix "_test.go" path || lib.hasSuffix ".md" path);
   };
 
   # The hash of what "go mod vendor" makes in this source. A test compares it, and says what it has become.
