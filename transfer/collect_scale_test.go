@@ -41,6 +41,8 @@ const perIndex = 1000
 type arithmetic struct {
 	chunks, indexes int
 	real            store.Store
+	// lost is the path of a chunk that is not there, if any.
+	lost string
 
 	mu     sync.Mutex
 	recent map[int][]byte // indexes that were made last
@@ -150,7 +152,7 @@ func (a *arithmetic) List(ctx context.Context, prefix string, yield func(store.I
 	}
 	for i := from; i < to; i++ {
 		path := a.key(i).Path()
-		if !strings.HasPrefix(path, prefix) {
+		if !strings.HasPrefix(path, prefix) || path == a.lost {
 			continue
 		}
 		if err := yield(store.Info{Key: path, Size: 45_000, Version: "1"}); err != nil {
@@ -212,41 +214,87 @@ func (a *arithmetic) make(t *testing.T) time.Duration {
 	return cpu(t) - begun
 }
 
-// TestScale collects among many chunks. COLLECT.md has what it says for 1 and 10 million.
-func TestScale(t *testing.T) {
+// madeUp is a store that makes its objects up, with as many chunks as the flags say, and what it takes to make all of
+// them up, once.
+func madeUp(t *testing.T) (a *arithmetic, making time.Duration) {
+	t.Helper()
 	real, err := dir.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	real.NoSync = true
-	defer func() {
+	t.Cleanup(func() {
 		if err := real.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
 	n := *scaleChunks
-	a := &arithmetic{chunks: n, indexes: (n + perIndex - 1) / perIndex, real: real, recent: map[int][]byte{}}
+	a = &arithmetic{chunks: n, indexes: (n + perIndex - 1) / perIndex, real: real, recent: map[int][]byte{}}
 	if _, err := writableFormat(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
 	(&shelf{t: t, store: real}).probed()
-	making := a.make(t)
+	return a, a.make(t)
+}
 
+// measure does something among many chunks and tells what it took. It returns the growth of Go's memory in bytes.
+func measure(t *testing.T, a *arithmetic, making time.Duration, do func() Requests) (grown int64) {
+	t.Helper()
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	start, begun := time.Now(), cpu(t)
-	r, err := (&Cache{Store: a}).Collect(t.Context(), CollectOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := do()
 	took := time.Since(start)
 	runtime.ReadMemStats(&after)
-	t.Logf("%d chunks, %d indexes, %d references: %v; %v of one core, of which about %v to make them up", n, a.indexes,
-		n**scaleShare, took.Round(time.Millisecond), (cpu(t) - begun).Round(time.Millisecond), making.Round(time.Millisecond))
+	t.Logf("%d chunks, %d indexes, %d references: %v; %v of one core, of which about %v to make them up", a.chunks,
+		a.indexes, a.chunks**scaleShare, took.Round(time.Millisecond), (cpu(t) - begun).Round(time.Millisecond),
+		making.Round(time.Millisecond))
 	t.Logf("memory: %d MB resident at most, %d MB of Go's own before, %d MB after; requests: %+v, $%.4f", peak(t)>>20,
-		before.Sys>>20, after.Sys>>20, r.Requests, r.Cost)
+		before.Sys>>20, after.Sys>>20, r, r.cost())
+	return int64(after.Sys) - int64(before.Sys)
+}
 
+// TestCheckScale checks many chunks, of which one is missing. COLLECT.md has what it says for 10 million.
+func TestCheckScale(t *testing.T) {
+	a, making := madeUp(t)
+	const lost = 12
+	a.lost = a.key(lost).Path()
+	var r *CheckReport
+	files := 0
+	grown := measure(t, a, making, func() Requests {
+		var err error
+		r, err = (&Cache{Store: a}).Check(t.Context(), CheckOptions{}, func(BrokenFile) error { files++; return nil })
+		if !errors.Is(err, ErrMissing) {
+			t.Error(err)
+		}
+		return r.Requests
+	})
+	if r.Chunks != int64(a.chunks-a.chunks/10) || r.Names != a.indexes || len(r.Broken) == 0 || files != len(r.Broken) {
+		t.Errorf("%+v, %d files", r, files)
+	}
+	// As a collection, and the chunk keys a second time, as something is broken.
+	pages := int64(a.chunks/page + a.indexes/page + 1)
+	if r.Requests.List > pages+256+10 || r.Requests.Get > int64(4*a.indexes+len(r.Broken)+20) {
+		t.Errorf("%+v", r.Requests)
+	}
+	if grown > int64(16*a.chunks)+200<<20 {
+		t.Errorf("%d MB of memory", grown>>20)
+	}
+}
+
+// TestScale collects among many chunks. COLLECT.md has what it says for 1 and 10 million.
+func TestScale(t *testing.T) {
+	a, making := madeUp(t)
+	n := a.chunks
+	var r *CollectReport
+	grown := measure(t, a, making, func() Requests {
+		var err error
+		if r, err = (&Cache{Store: a}).Collect(t.Context(), CollectOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		return r.Requests
+	})
 	dead := int64(n / 10)
 	if r.Deleted.Chunks != dead || a.deleted.Load() != dead || r.Kept.Chunks != int64(n)-dead || r.Missing != 0 {
 		t.Errorf("%+v", r)
@@ -259,7 +307,7 @@ func TestScale(t *testing.T) {
 		t.Errorf("%+v", r.Requests)
 	}
 	// 8 bytes for each live chunk, twice while they are gathered; the rest does not grow with the store.
-	if grown := int64(after.Sys) - int64(before.Sys); grown > int64(16*n)+200<<20 {
+	if grown > int64(16*n)+200<<20 {
 		t.Errorf("%d MB of memory", grown>>20)
 	}
 }

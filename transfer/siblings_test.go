@@ -269,3 +269,30 @@ func TestSaveReadsTheNearestSiblings(t *testing.T) {
 		t.Errorf("%q, want %q", names, want)
 	}
 }
+
+// To find siblings takes three round trips, and none once they were found.
+func TestSaveFindsSiblingsOverASlowNetwork(t *testing.T) {
+	const trip = 30 * time.Millisecond
+	w, _ := withSibling(t, "app/main")
+	w.cache.Store = &storetest.Faulty{Store: w.cache.Store, Fault: func(storetest.Call) storetest.Fault {
+		return storetest.Fault{Delay: trip}
+	}}
+	times := map[string]time.Duration{}
+	for _, name := range []string{"app/new", "app/new", "app/main"} {
+		o := newWorldLike(w)
+		start := time.Now()
+		rep := o.saved(SaveOptions{Name: name, Tree: build})
+		times[name] = time.Since(start)
+		if rep.Sent.Chunks != 0 {
+			t.Errorf("%s: %+v", name, rep.Sent)
+		}
+	}
+	start := time.Now()
+	o := newWorldLike(w)
+	o.saved(SaveOptions{Name: "app/another", Tree: build})
+	took := time.Since(start)
+	t.Logf("with an index of the name %v, without one %v", times["app/new"], took)
+	if took > times["app/new"]+2*time.Second { // on any machine
+		t.Errorf("%v", took)
+	}
+}

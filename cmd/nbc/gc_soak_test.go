@@ -24,7 +24,7 @@ import (
 	"nbc/transfer/store/storetest"
 )
 
-var soakFlag = flag.Duration("soak", 30*time.Second, "how long to save, restore, collect and kill on a real S3 server")
+var soakFlag = flag.Duration("soak", 45*time.Second, "how long to save, restore, collect and kill on a real S3 server")
 
 // soak is what the processes of TestSoak have done.
 type soak struct {
@@ -36,6 +36,7 @@ type soak struct {
 	mu                                                  sync.Mutex
 	saves, restores, misses, unknown, kills, dropped    int
 	collections, resumed, faster, spared, chunksDeleted int64
+	checks                                              int
 }
 
 // nbc runs a process and kills it after a random time, with that chance in percent. It returns what the process
@@ -45,7 +46,8 @@ func (s *soak) nbc(
 ) (out []byte, code int, killed bool) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(context.Background(), "nbc", args...)
-	cmd.Env = append(os.Environ(), "HOME="+s.home, "NBC_STORE="+s.url, "NBC_NEAR=off", "NBC_JSON=1", "NBC_QUIET=1")
+	cmd.Env = append(os.Environ(), "HOME="+s.home, "NBC_STORE="+s.url, "NBC_NEAR=off", "NBC_JSON=1", "NBC_QUIET=1",
+		"NBC_TIMEOUT=3m") // what hangs is an error, and not a test that never ends
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Start(); err != nil {
 		s.t.Error(err)
@@ -88,9 +90,11 @@ func (s *soak) builder(n int) {
 	state := filepath.Join(s.home, fmt.Sprint("state", n))
 	out := filepath.Join(root, "out")
 	args := func(verb string) []string {
-		return []string{
-			verb, name, "--dir", "out", "--source", root, "--state", state, "--fallback", fmt.Sprint("keep/", rng.IntN(3)),
+		list := []string{verb, name, "--dir", "out", "--source", root, "--state", state}
+		if rng.IntN(2) == 0 { // else a save that has nothing to begin with looks for siblings
+			list = append(list, "--fallback", fmt.Sprint("keep/", rng.IntN(3)))
 		}
+		return list
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		s.t.Error(err)
@@ -101,7 +105,7 @@ func (s *soak) builder(n int) {
 	var attempts []map[string]string
 	for i := 0; time.Now().Before(s.stop) || i == 0; i++ {
 		if rng.IntN(3) == 0 {
-			if err := os.RemoveAll(out); err != nil { // a new machine
+			if err := errors.Join(os.RemoveAll(out), os.RemoveAll(state)); err != nil { // a new machine
 				s.t.Error(err)
 			}
 		}
@@ -200,18 +204,46 @@ func (s *soak) read(out string) map[string]string {
 	return tree
 }
 
-// brancher saves under names that nobody comes back to.
+// brancher saves under names that nobody comes back to, each as on a machine of its own.
 func (s *soak) brancher() {
 	rng := rand.New(rand.NewPCG(9, uint64(time.Now().UnixNano())))
 	root := filepath.Join(s.home, "branch")
 	for i := 0; time.Now().Before(s.stop); i++ {
 		s.change(rng, filepath.Join(root, "out"))
-		_, code, killed := s.nbc(rng, 20, 200*time.Millisecond, "save", fmt.Sprint("branch/", i%20), "--dir", "out",
-			"--source", root, "--state", filepath.Join(s.home, "branch-state"), "--fallback", fmt.Sprint("keep/", rng.IntN(3)))
-		if !killed && code != 0 {
-			s.t.Errorf("saving a branch: %d", code)
+		state := filepath.Join(s.home, "branch-state")
+		if err := os.RemoveAll(state); err != nil {
+			s.t.Error(err)
+		}
+		args := []string{"save", fmt.Sprint("branch/", i%20), "--dir", "out", "--source", root, "--state", state}
+		if rng.IntN(2) == 0 {
+			args = append(args, "--fallback", fmt.Sprint("keep/", rng.IntN(3)))
+		}
+		if printed, code, killed := s.nbc(rng, 20, 200*time.Millisecond, args...); !killed && code != 0 {
+			s.t.Errorf("saving a branch: %d: %s", code, printed)
 		}
 	}
+}
+
+// checker checks: whatever goes on, nothing is broken.
+func (s *soak) checker() {
+	rng := rand.New(rand.NewPCG(10, uint64(time.Now().UnixNano())))
+	for time.Now().Before(s.stop) {
+		s.check(rng, 20, [][]string{nil, {"--read-data"}, {"keep/*"}, {"--sample", "30%"}}[rng.IntN(4)]...)
+		time.Sleep(time.Duration(rng.IntN(1000)) * time.Millisecond) // it takes from those who it is about
+	}
+}
+
+func (s *soak) check(rng *rand.Rand, chance int, args ...string) {
+	printed, code, killed := s.nbc(rng, chance, 200*time.Millisecond, append([]string{"check"}, args...)...)
+	if killed {
+		return
+	}
+	if code != 0 {
+		s.t.Errorf("checking: %d: %s", code, printed)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checks++
 }
 
 // collector collects without any grace.
@@ -277,15 +309,17 @@ func TestSoak(t *testing.T) {
 		wg.Go(func() { s.builder(n) })
 	}
 	wg.Go(s.brancher)
+	wg.Go(s.checker)
 	for n := range 2 {
 		wg.Go(func() { s.collector(n) })
 	}
 	wg.Wait()
 	s.collect(rand.New(rand.NewPCG(0, 0)), 0, []string{"gc", "--grace", "0s"})
+	s.check(rand.New(rand.NewPCG(0, 0)), 0, "--read-data")
 	t.Logf("%v: %d saves acknowledged, %d restores, %d of them of saves that were killed, %d misses; %d collections "+
-		"(%d resumed another's, %d gave way), %d chunks deleted, %d spared, %d names dropped; %d processes killed",
+		"(%d resumed another's, %d gave way), %d chunks deleted, %d spared, %d names dropped; %d checks; %d processes killed",
 		*soakFlag, s.saves, s.restores, s.unknown, s.misses, s.collections, s.resumed, s.faster, s.chunksDeleted, s.spared,
-		s.dropped, s.kills)
+		s.dropped, s.checks, s.kills)
 	if s.saves == 0 || s.restores == 0 || s.chunksDeleted == 0 || s.kills == 0 {
 		t.Error("that is not what was to be tested")
 	}
