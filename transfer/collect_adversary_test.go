@@ -447,7 +447,10 @@ func (w *arena) builder(n, sessions int, dir string, rng *rand.Rand) {
 					w.check(i, r.Used, out)
 				}
 			} else {
-				o = SaveOptions{Name: name, Fallbacks: []string{other}, Tree: tree}
+				o = SaveOptions{Name: name, Tree: tree}
+				if rng.IntN(2) == 0 { // else it may find the other name as a sibling
+					o.Fallbacks = []string{other}
+				}
 			}
 			if err := errors.Join(os.MkdirAll(out, 0o755), rebuild(out, rng)); err != nil {
 				return err

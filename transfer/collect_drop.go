@@ -138,20 +138,41 @@ type conditionalDeleter interface {
 // removeTombstones removes those that are older than the grace, where the store can.
 func (g *collection) removeTombstones(ctx context.Context, list []indexKeys) error {
 	since := g.cache.now().Add(-g.o.Grace)
+	var mu sync.Mutex
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(g.cache.requests())
 	for _, x := range list {
 		if g.deleter == nil || g.o.DryRun || x.info.Modified.After(since) {
+			mu.Lock()
 			g.report.Indexes.Tombstones++
+			mu.Unlock()
 			continue
 		}
-		err := g.deleter.DeleteIf(ctx, x.info.Key, x.info.Version)
-		if errors.Is(err, store.ErrConflict) {
-			g.report.Indexes.Kept++
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("removing the tombstone of %s: %w", x.name, err)
-		}
-		g.report.Indexes.Removed++
+		group.Go(func() error {
+			err := g.deleter.DeleteIf(gctx, x.info.Key, x.info.Version)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, store.ErrConflict):
+				g.report.Indexes.Kept++
+			case err != nil:
+				return fmt.Errorf("removing the tombstone of %s: %w", x.name, err)
+			default:
+				g.report.Indexes.Removed++
+			}
+			return nil
+		})
 	}
-	return nil
+	return group.Wait()
+}
+
+// countedDeleter counts its requests among those of the collection.
+type countedDeleter struct {
+	conditionalDeleter
+	requests *counted
+}
+
+func (c countedDeleter) DeleteIf(ctx context.Context, key, version string) error {
+	c.requests.del.Add(1)
+	return c.conditionalDeleter.DeleteIf(ctx, key, version)
 }

@@ -84,13 +84,17 @@ const (
 	dropRead   // GET index
 	dropBury   // PUT tombstone
 	dropRemove // DELETE tombstone
+	// Somebody who puts lost chunks again, and here any that an index refers to.
+	repairRead  // GET index
+	repairState // GET gc/state, and the manifests
+	repairPut   // PUT chunk, under the key that it has
 )
 
 var stepNames = []string{
 	"done", "GET base", "GET state", "HEAD", "GET dedup base", "GET state again", "PUT chunk", "PUT index",
 	"GET state, check", "GET state", "GET index, mark", "LIST chunks, condemn", "PUT state fenced", "LIST indexes",
 	"GET index", "PUT state sweeping", "DELETE chunk", "PUT state idle", "GET index, drop", "PUT tombstone",
-	"DELETE tombstone",
+	"DELETE tombstone", "GET index, repair", "GET state, repair", "PUT chunk again",
 }
 
 type modelSaver struct {
@@ -149,7 +153,8 @@ type modelConfig struct {
 	sessions   int // of each saver
 	collectors int
 	dropper    bool
-	epochs     int // collections
+	repairer   bool // who repairs twice; not beside a dropper
+	epochs     int  // collections
 	late       bool
 	// needs are the sets of contents that a saver may need.
 	needs []uint8
@@ -242,6 +247,9 @@ func (m *model) run() (states int, broken string) {
 	}
 	if m.dropper {
 		s.dropper.step = dropRead
+	}
+	if m.repairer {
+		s.dropper.step = repairRead
 	}
 	m.search(&s, 0)
 	return m.visited.count, m.broken
@@ -744,6 +752,34 @@ func (m *model) dropperSteps(s *modelState, out []modelStep) []modelStep {
 		}
 		n.index[d.name] = modelIndex{}
 		out = append(out, modelStep{who, d.step, n})
+	case repairRead:
+		for b := range modelNames {
+			n := *s
+			x := s.index[b]
+			n.dropper = modelDropper{step: repairState, name: d.name, read: modelIndex{epoch: x.epoch, refs: x.refs}}
+			out = append(out, modelStep{who, d.step, n})
+		}
+	case repairState:
+		n := *s
+		if dead, ok := m.deadSince(s, d.read.epoch, s.epoch); ok && d.read.refs&dead == 0 && d.read.refs != 0 {
+			n.dropper.step = repairPut
+		} else {
+			n.dropper = modelDropper{}
+		}
+		out = append(out, modelStep{who, d.step, n})
+	case repairPut:
+		for k := keySet(1); k != 0; k <<= 1 {
+			if d.read.refs&k == 0 {
+				continue
+			}
+			n := *s
+			n.chunks |= k
+			n.dropper = modelDropper{}
+			if d.name == 0 { // it counts the repairs
+				n.dropper = modelDropper{step: repairRead, name: 1}
+			}
+			out = append(out, modelStep{who, d.step, n})
+		}
 	}
 	return out
 }
@@ -860,6 +896,14 @@ var modelConfigs = []modelConfig{
 		name: "a dropper, 2 savers, 1 collector, 1 epoch", savers: 2, collectors: 1, epochs: 1, needs: allNeeds,
 		dropper: true,
 		states:  60_166,
+	},
+	{
+		name: "repairs, 2 savers, 1 collector, 1 epoch", savers: 2, collectors: 1, epochs: 1, needs: allNeeds,
+		repairer: true, states: 78_605,
+	},
+	{
+		name: "repairs, HEAD dedup, 1 saver, 1 collector, 2 epochs", savers: 1, sessions: 2, collectors: 1, epochs: 2,
+		needs: allNeeds, head: true, repairer: true, states: 569_745,
 	},
 	{
 		name: "manifests kept for 1 epoch, 2 savers, 1 collector, 2 epochs", savers: 2, collectors: 1, epochs: 2,

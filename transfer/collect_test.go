@@ -556,8 +556,8 @@ func TestCollectDropsOldNames(t *testing.T) {
 		t.Errorf("%+v", r.Indexes)
 	}
 	r = s.collect(CollectOptions{Grace: time.Hour})
-	if r.Indexes.Removed != 1 || r.Indexes.Tombstones != 0 || r.Indexes.Kept != 3 {
-		t.Errorf("%+v", r.Indexes)
+	if r.Indexes.Removed != 1 || r.Indexes.Tombstones != 0 || r.Indexes.Kept != 3 || r.Requests.Delete < 1 {
+		t.Errorf("%+v, %+v", r.Indexes, r.Requests)
 	}
 	if _, ok := s.objects(index.Prefix)["index/feature+a"]; ok {
 		t.Error("the tombstone is still there")

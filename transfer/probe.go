@@ -328,6 +328,9 @@ func (g *collection) learnConditions(ctx context.Context, plain store.Store) err
 	}
 	probing := *g.cache
 	if d, ok := plain.(conditionalDeleter); ok {
+		if c, ok := g.cache.Store.(*counted); ok {
+			d = countedDeleter{d, c}
+		}
 		g.deleter = d
 		probing.Store = deleting{g.cache.Store, d}
 	}
