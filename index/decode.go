@@ -134,24 +134,33 @@ func (r *row) verify(stored []byte) error {
 	return nil
 }
 
+// decompress returns the plain bytes of a section.
+func (r *row) decompress(stored []byte) ([]byte, error) {
+	if r.encoding != zstdOne {
+		return stored, nil
+	}
+	// The size that the frame claims is compared before anything is allocated for it, and bounds the decoder.
+	switch claim, err := chunk.FrameSize(stored); {
+	case err != nil:
+		return nil, fmt.Errorf("%w: section of kind %d: %w", ErrInvalid, r.kind, err)
+	case claim != r.plain:
+		return nil, fmt.Errorf("%w: section of kind %d: a frame of %d bytes instead of %d", ErrInvalid, r.kind, claim, r.plain)
+	}
+	plain, err := decoder().DecodeAll(stored, make([]byte, 0, r.plain))
+	if err != nil {
+		return nil, fmt.Errorf("%w: section of kind %d: %w", ErrInvalid, r.kind, err)
+	}
+	if uint64(len(plain)) != r.plain {
+		return nil, fmt.Errorf("%w: section of kind %d: %d bytes instead of %d", ErrInvalid, r.kind, len(plain), r.plain)
+	}
+	return plain, nil
+}
+
 // decode reads the columns of a section of a known kind into section, a pointer to its struct.
 func (r *row) decode(stored []byte, section any) error {
-	plain := stored
-	if r.encoding == zstdOne {
-		// The size that the frame claims is compared before anything is allocated for it, and bounds the decoder.
-		switch claim, err := chunk.FrameSize(stored); {
-		case err != nil:
-			return fmt.Errorf("%w: section of kind %d: %w", ErrInvalid, r.kind, err)
-		case claim != r.plain:
-			return fmt.Errorf("%w: section of kind %d: a frame of %d bytes instead of %d", ErrInvalid, r.kind, claim, r.plain)
-		}
-		var err error
-		if plain, err = decoder().DecodeAll(stored, make([]byte, 0, r.plain)); err != nil {
-			return fmt.Errorf("%w: section of kind %d: %w", ErrInvalid, r.kind, err)
-		}
-		if uint64(len(plain)) != r.plain {
-			return fmt.Errorf("%w: section of kind %d: %d bytes instead of %d", ErrInvalid, r.kind, len(plain), r.plain)
-		}
+	plain, err := r.decompress(stored)
+	if err != nil {
+		return err
 	}
 	if err := decMode().Unmarshal(plain, section); err != nil {
 		return fmt.Errorf("%w: section of kind %d: %w", ErrInvalid, r.kind, err)

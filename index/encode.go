@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
 
 	"nbc/chunk"
 )
@@ -60,46 +62,100 @@ type buildSection struct {
 }
 
 // Encode returns the bytes of x. It returns ErrInvalid, and why, if x breaks a rule of the format.
-func (x *Index) Encode() ([]byte, error) {
+func (x *Index) Encode() ([]byte, error) { return x.EncodeAfter(nil) }
+
+// EncodeAfter is Encode for an index that is likely to have sections in common with an earlier one, of which old are the
+// bytes, as [Decode] took them: those are copied, and not compressed again. That is most of the work of a save after
+// which nothing is different. Old may be nil.
+func (x *Index) EncodeAfter(old []byte) ([]byte, error) {
 	if err := x.Validate(); err != nil {
 		return nil, fmt.Errorf("encoding an index: %w", err)
 	}
-	var (
-		h        = header{epoch: x.Epoch}
-		sections [][]byte
-		size     int
-	)
+	before := findSections(old)
 	list := []any{x.chunkSection(), x.entrySection(), x.sourceSection(), x.buildSection()}
 	if len(x.Outputs.List) > 0 {
 		list = append(list, x.Outputs.section())
 	}
+	h := header{epoch: x.Epoch, rows: make([]row, len(list))}
+	stored := make([][]byte, len(list))
+	var g errgroup.Group
 	for i, section := range list {
-		plain, err := encMode().Marshal(section)
-		if err != nil {
-			return nil, fmt.Errorf("encoding an index: %w", err)
-		}
-		if len(plain) > MaxSection {
-			return nil, fmt.Errorf("encoding an index: %w: a section of %d bytes, %d are allowed", ErrInvalid,
-				len(plain), MaxSection)
-		}
-		r := row{kind: uint16(i + 1), encoding: zstdOne, plain: uint64(len(plain))}
-		stored := encoder().EncodeAll(plain, nil)
-		if len(stored) >= len(plain) || r.plain > ratioBound(uint64(len(stored))) {
-			r.encoding, stored = asIs, plain
-		}
-		r.flags, r.stored, r.sum = flagsOf(r.kind), uint64(len(stored)), blake3.Sum256(stored)
-		h.rows = append(h.rows, r)
-		sections = append(sections, stored)
-		size += len(stored)
+		g.Go(func() (err error) {
+			h.rows[i], stored[i], err = encodeSection(uint16(i+1), section, before)
+			return err
+		})
 	}
-	if size += h.size(); size > MaxSize {
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("encoding an index: %w", err)
+	}
+	size := h.size()
+	for _, s := range stored {
+		size += len(s)
+	}
+	if size > MaxSize {
 		return nil, fmt.Errorf("encoding an index: %w: %d bytes, %d are allowed", ErrInvalid, size, MaxSize)
 	}
 	data := h.append(make([]byte, 0, size))
-	for _, s := range sections {
+	for _, s := range stored {
 		data = append(data, s...)
 	}
 	return data, nil
+}
+
+func encodeSection(kind uint16, section any, before sections) (row, []byte, error) {
+	plain, err := encMode().Marshal(section)
+	if err != nil {
+		return row{}, nil, err
+	}
+	if len(plain) > MaxSection {
+		return row{}, nil, fmt.Errorf("%w: a section of %d bytes, %d are allowed", ErrInvalid, len(plain), MaxSection)
+	}
+	r := row{kind: kind, flags: flagsOf(kind), encoding: zstdOne, plain: uint64(len(plain))}
+	stored := before.same(r, plain)
+	if stored == nil {
+		stored = encoder().EncodeAll(plain, nil)
+	}
+	if len(stored) >= len(plain) || r.plain > ratioBound(uint64(len(stored))) {
+		r.encoding, stored = asIs, plain
+	}
+	r.stored, r.sum = uint64(len(stored)), blake3.Sum256(stored)
+	return r, stored, nil
+}
+
+// sections are those of an index, found by its header.
+type sections struct {
+	rows   []row
+	stored [][]byte
+}
+
+// findSections returns what it can find: nothing, in what is no index.
+func findSections(data []byte) (s sections) {
+	h, err := readHeader(data)
+	if err != nil {
+		return s
+	}
+	rest := data[h.size():]
+	for _, r := range h.rows {
+		if uint64(len(rest)) < r.stored {
+			break
+		}
+		s.rows, s.stored = append(s.rows, r), append(s.stored, rest[:r.stored])
+		rest = rest[r.stored:]
+	}
+	return s
+}
+
+// same returns the compressed form of plain, for the row like, if it is among the sections.
+func (s sections) same(like row, plain []byte) []byte {
+	for i, r := range s.rows {
+		if r.kind != like.kind || r.encoding != like.encoding || r.plain != like.plain || r.verify(s.stored[i]) != nil {
+			continue
+		}
+		if was, err := r.decompress(s.stored[i]); err == nil && bytes.Equal(was, plain) {
+			return s.stored[i]
+		}
+	}
+	return nil
 }
 
 func (x *Index) chunkSection() *chunkSection {

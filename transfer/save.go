@@ -218,10 +218,17 @@ func (s *saving) save(ctx context.Context) error {
 	}
 	s.report.Chunks = len(x.Chunks)
 	x.Outputs = s.outputPaths(list)
-	if err := s.unchanged(ctx); err != nil {
+	var data []byte
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.unchanged(gctx) })
+	g.Go(func() (err error) {
+		data, err = s.encode(x)
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	data, err := s.commit(ctx, u, x)
+	data, err = s.commit(ctx, u, x, data)
 	p := s.cache.Progress
 	s.report.Sent = Traffic{Chunks: int(p.Chunks.Load()), Bytes: p.Transferred.Load()}
 	if err != nil {
@@ -350,6 +357,16 @@ func (s *saving) look(ctx context.Context) error {
 			return context.Cause(gctx)
 		}
 	})
+	if s.baseUsable() {
+		g.Go(func() error {
+			x, err := index.Decode(s.receipt.BaseData)
+			if err != nil {
+				return fmt.Errorf("base of the receipt: %w", err)
+			}
+			s.base = newBase(x)
+			return nil
+		})
+	}
 	err := g.Wait()
 	if patience != nil {
 		patience.Stop()
@@ -363,14 +380,9 @@ func (s *saving) look(ctx context.Context) error {
 		}
 		s.warn("%s is left out: it is not a file, directory or link", p)
 	}
-	if r := s.receipt; s.baseUsable() {
-		x, err := index.Decode(r.BaseData)
-		if err != nil {
-			return fmt.Errorf("base of the receipt: %w", err)
-		}
-		s.base = newBase(x)
-		s.report.Base = r.Base
-		others = append(others, x) // last: its keys win
+	if s.base != nil {
+		s.report.Base = s.receipt.Base
+		others = append(others, s.base.index) // last: its keys win
 	}
 	if err := s.learn(ctx, others); err != nil {
 		return err
@@ -627,8 +639,24 @@ func (s *saving) unchanged(ctx context.Context) error {
 // maxRounds bounds how many collections in a row a save gives way to.
 const maxRounds = 20
 
-// commit puts the index, and makes sure that no collector can have missed it. It returns the index as it was put.
-func (s *saving) commit(ctx context.Context, u *upload, x *index.Index) ([]byte, error) {
+// encode returns the bytes of x.
+func (s *saving) encode(x *index.Index) ([]byte, error) {
+	var old []byte
+	if s.base != nil {
+		old = s.receipt.BaseData
+	}
+	data, err := x.EncodeAfter(old)
+	if err != nil {
+		// Not %w: index.ErrInvalid would say that what the store holds is damaged, and it is the tree that no index can
+		// describe.
+		return nil, fmt.Errorf("describing the tree: %v", err)
+	}
+	return data, nil
+}
+
+// commit puts the index, of which data are the bytes, and makes sure that no collector can have missed it. It returns the
+// index as it was put.
+func (s *saving) commit(ctx context.Context, u *upload, x *index.Index, data []byte) ([]byte, error) {
 	key, err := index.Path(s.o.Name)
 	if err != nil {
 		return nil, err
@@ -646,12 +674,9 @@ func (s *saving) commit(ctx context.Context, u *upload, x *index.Index) ([]byte,
 				return nil, err
 			}
 			x.Epoch = st.Epoch
-		}
-		data, err := x.Encode()
-		if err != nil {
-			// Not %w: index.ErrInvalid would say that what the store holds is damaged, and it is the tree that no index
-			// can describe.
-			return nil, fmt.Errorf("describing the tree: %v", err) // as above
+			if data, err = s.encode(x); err != nil {
+				return nil, err
+			}
 		}
 		crash("index")
 		if _, err := s.cache.Store.Put(ctx, key, data, store.Condition{}); err != nil {
