@@ -23,7 +23,8 @@ func TestShapes(t *testing.T) {
 		files      tree
 		attributes string
 		arguments  string
-		out        string // what is in the outputs, where it is not what it is in all other cases
+		out        string   // what is in the outputs, where it is not what it is in all other cases
+		says       []string // by the second build
 	}{
 		{name: "own phases without runHook", attributes: `configurePhase = "true";` + phases},
 		{name: "dontConfigure", attributes: `dontConfigure = true;`},
@@ -46,7 +47,16 @@ func TestShapes(t *testing.T) {
 			attributes: `__structuredAttrs = true; outputs = [ "out" "dev" ]; postInstall = "mkdir $dev; cp words.h $dev";`,
 			out:        "bin bin/words words.h",
 		},
-		{name: "sourceRoot is the top", attributes: `sourceRoot = "."; unpackPhase = "cp -r $src/* .; chmod -R u+w .";`},
+		{
+			name:       "sourceRoot is the top",
+			attributes: `sourceRoot = "."; unpackPhase = "cp -r $src/* .; chmod -R u+w .";`,
+			says:       []string{"none changed of 6;"},
+		},
+		{
+			name:       "sourceRoot is the top, structured",
+			attributes: `__structuredAttrs = true; sourceRoot = "."; unpackPhase = "cp -r $src/* .; chmod -R u+w .";`,
+			says:       []string{"none changed of 6;"},
+		},
 		{
 			name:       "other directories",
 			attributes: `preConfigure = "mkdir -p sub; cd sub"; preBuild = "cd .."; postBuild = "cd /"; preInstall = "cd build/source";`,
@@ -76,7 +86,7 @@ func TestShapes(t *testing.T) {
 			cold.saysNot(t, "nbc: warning")
 			warm := h.built(cc(src, c.name, c.attributes+again, c.arguments))
 			warm.compiles(t, "")
-			warm.says(t, "nbc: restored "+c.name, "read 0 files")
+			warm.says(t, append(c.says, "nbc: restored "+c.name, "read 0 files")...)
 			warm.saysNot(t, "nbc: warning")
 			if c.out == "" {
 				c.out = "bin bin/words"
@@ -183,6 +193,8 @@ func TestHook(t *testing.T) {
 	h.built(hook("")).compiles(t, everything)
 	h.built(hook(`n = 1;`)).compiles(t, "")
 	h.built(hook(`nbcCacheDirs = [ "build" ]; n = 2;`)).compiles(t, "")
+	// A pattern is nbc's, not the shell's.
+	h.built(hook(`nbcCacheDirs = "bu?ld x/*"; n = 4;`)).compiles(t, "")
 	r := h.built(hook(`nbcInputKey = "k1";`))
 	r.compiles(t, everything)
 	r.says(t, "nbc: miss for words@k1")

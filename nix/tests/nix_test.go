@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -85,6 +86,22 @@ func prepare(dir string) error {
 	return nil
 }
 
+// depend tells go test which files the tests depend on, so that a result from before a change is not taken for a present
+// one: it only knows of files that a test itself looks at, while it runs.
+var depend = sync.OnceValue(func() error {
+	return filepath.WalkDir(module, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != module && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata"):
+			return fs.SkipDir
+		case d.Type().IsRegular():
+			_, err = os.Stat(path)
+		}
+		return err
+	})
+})
+
 // remove removes a directory with a Nix store, which is read-only.
 func remove(dir string) {
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -129,6 +146,9 @@ type host struct {
 func newHost(t *testing.T) *host {
 	t.Helper()
 	need(t, "nix")
+	if err := depend(); err != nil {
+		t.Fatal(err)
+	}
 	h := &host{t: t, dir: filepath.Join(t.TempDir(), "host")}
 	if err := h.configure(); err != nil {
 		t.Fatal(err)
