@@ -283,7 +283,7 @@ func (s *stats) count(x *summary) {
 func (s *stats) finish() {
 	r := s.report
 	sharing := map[int]Amount{} // by powers of two
-	s.table.each(func(f chunkFacts) {
+	s.table.each(func(f *chunkFacts) {
 		size := f.size()
 		switch users := f.users(); {
 		case users == 0:
@@ -365,18 +365,18 @@ const (
 	sharedBit = 1 << 31
 )
 
-func (f chunkFacts) size() int64  { return int64(f.what &^ recentBit) }
-func (f chunkFacts) recent() bool { return f.what&recentBit != 0 }
+func (f *chunkFacts) size() int64  { return int64(f.what &^ recentBit) }
+func (f *chunkFacts) recent() bool { return f.what&recentBit != 0 }
 
 // users returns how many names refer to it, and user the number of the only one.
-func (f chunkFacts) users() int {
+func (f *chunkFacts) users() int {
 	if f.who&sharedBit != 0 {
 		return int(f.who &^ sharedBit)
 	}
 	return int(min(f.who, 1))
 }
 
-func (f chunkFacts) user() int { return int(f.who) - 1 }
+func (f *chunkFacts) user() int { return int(f.who) - 1 }
 
 // add adds a chunk. It may be called concurrently for IDs that begin differently.
 func (t *chunkTable) add(k chunk.Key, size int64, recent bool) {
@@ -433,10 +433,10 @@ func (t *chunkTable) use(u used, name uint32) (size int64, first, ok bool) {
 	}
 }
 
-func (t *chunkTable) each(do func(chunkFacts)) {
+func (t *chunkTable) each(do func(*chunkFacts)) {
 	for i := range t.shards {
-		for _, f := range t.shards[i].facts {
-			do(f)
+		for j := range t.shards[i].facts {
+			do(&t.shards[i].facts[j])
 		}
 	}
 }
