@@ -240,9 +240,11 @@ func TestOutputPathsOverAnOlderTree(t *testing.T) {
 	w.checkTree(outsB)
 	// After a miss the receipt still knows what lies there.
 	w.miss(RestoreOptions{Name: "other", Outputs: outsA}, "no such name")
-	w.hit(RestoreOptions{Outputs: outsB})
+	if rep := w.hit(RestoreOptions{Outputs: outsB}); rep.OutputPaths != (Places{}) {
+		t.Errorf("output paths written %+v, where they are", rep.OutputPaths)
+	}
 	w.checkTree(outsB)
-	w.miss(RestoreOptions{Name: "other", Outputs: outsB}, "no such name")
+	w.miss(RestoreOptions{Name: "other", Outputs: outsA}, "no such name")
 	w.hit(RestoreOptions{Outputs: outsA})
 	w.checkTree(outsA)
 }
@@ -265,6 +267,14 @@ func TestSaveWithOtherOutputs(t *testing.T) {
 			t.Errorf("%s: %d untouched", name, rep.Untouched)
 		}
 		w.set("index/n", was)
+	}
+	// A base that was searched for other outputs, of which none stands in it, proves nothing of these.
+	w = newWorld(t, nil)
+	w.put(map[string]string{"build/a": dev(outsA), "build/b": "none"})
+	w.saved(SaveOptions{Name: "n", Tree: build, Outputs: outsA})
+	w.hit(RestoreOptions{Outputs: []index.Output{outsB[0], {Name: "lib", Path: out(outsB)}}})
+	if rep := w.saved(SaveOptions{}); rep.Untouched != 0 {
+		t.Errorf("%d untouched", rep.Untouched)
 	}
 	// A base that nobody has searched proves nothing of what stands in it.
 	w = newWorld(t, nil)
