@@ -86,9 +86,11 @@ type facts struct {
 	Chunks     int `json:"chunks"`      // objects of the corpus
 	IndexBytes int `json:"index_bytes"` // of its index, without sources
 	// IndexNumbered is the same with numbers in place of the files' names.
-	IndexNumbered int   `json:"index_bytes_numbered"`
-	Changed       int   `json:"changed_files"`      // in the changed version
-	HaskellSent   int64 `json:"haskell_bytes_sent"` // chunks and index, after the edit
+	IndexNumbered int `json:"index_bytes_numbered"`
+	// IndexKeys is what of it the header and the chunk keys take: that grows with the bytes, and the rest with the files.
+	IndexKeys   int   `json:"index_bytes_of_chunk_keys"`
+	Changed     int   `json:"changed_files"`      // in the changed version
+	HaskellSent int64 `json:"haskell_bytes_sent"` // chunks and index, after the edit
 }
 
 func (b *bench) say(format string, a ...any) { fmt.Fprintf(b.log, "bench: "+format+"\n", a...) }
@@ -619,6 +621,9 @@ func (r *round) measureIndex(ctx context.Context, s *nbcStore) (err error) {
 		return err
 	}
 	r.facts.Chunks, r.facts.IndexBytes, r.facts.IndexNumbered = len(seen), len(data), len(data)
+	if r.facts.IndexKeys, err = index.PrefixSize(data); err != nil {
+		return err
+	}
 	// The files of a Go build cache are named by hashes, 32 random bytes each, which no format can make smaller.
 	for i := range x.Entries {
 		if e := &x.Entries[i]; e.Kind == index.File {

@@ -44,6 +44,19 @@ var samples = map[string]struct{ good, bad string }{
 	"keep":             {"main\n*/main", "{a"},
 	"i-am-the-only-gc": {"1", "2"},
 
+	"with-times": {"true", "perhaps"},
+	"no-fetch":   {"1", "2"},
+	"glob":       {"true", "*"},
+	"force":      {"true", "perhaps"},
+	"html":       {"/tmp/page.html", ""},
+	"artifacts":  {"true", "all"},
+	"sources":    {"true", "all"},
+	"md5sums":    {"1", "sums"},
+	"read-data":  {"true", "perhaps"},
+	"sample":     {"5%", "500%"},
+	"repair":     {"1", "2"},
+	"probe":      {"true", "perhaps"},
+
 	"listen":          {"unix:/run/nbc/nbc.sock", "/run/nbc/nbc.sock"},
 	"allow-read":      {"myapp/**\nmain", `a\`},
 	"allow-write":     {"pr-*", "a\x01b"},
@@ -111,10 +124,10 @@ func TestVariables(t *testing.T) {
 				if byFlag.err != nil || byVariable.err != nil {
 					t.Fatalf("by flag: %v; by variable: %v", byFlag.err, byVariable.err)
 				}
-				if !reflect.DeepEqual(byFlag.options, byVariable.options) {
-					t.Errorf("by flag: %+v; by variable: %+v", byFlag.options, byVariable.options)
+				if !reflect.DeepEqual(byFlag, byVariable) {
+					t.Errorf("by flag: %+v; by variable: %+v", byFlag, byVariable)
 				}
-				if reflect.DeepEqual(byFlag.options, parse(t, name, nil, nil).options) {
+				if reflect.DeepEqual(byFlag, parse(t, name, nil, nil)) {
 					t.Error("it changes nothing")
 				}
 				if empty := parse(t, name, nil, []string{variable(f.Name) + "="}); empty.err != nil {
@@ -124,8 +137,8 @@ func TestVariables(t *testing.T) {
 					return
 				}
 				both := parse(t, name, flags, []string{variable(f.Name) + "=" + s.bad})
-				if both.err != nil || !reflect.DeepEqual(both.options, byFlag.options) {
-					t.Errorf("the flag does not win over its variable: %v, %+v", both.err, both.options)
+				if both.err != nil || !reflect.DeepEqual(both, byFlag) {
+					t.Errorf("the flag does not win over its variable: %v, %+v", both.err, both)
 				}
 				if err := parse(t, name, []string{"--" + f.Name + "=" + s.bad}, nil).err; err == nil ||
 					!strings.Contains(err.Error(), "--"+f.Name) {
@@ -140,8 +153,10 @@ func TestVariables(t *testing.T) {
 	}
 }
 
+// parsed is what a verb would do: the options that verbs share, and the values of all its flags as text.
 type parsed struct {
 	options options
+	values  map[string]string
 	err     error
 }
 
@@ -166,7 +181,9 @@ func parse(t *testing.T, verb string, flags, environment []string) parsed {
 	root.SetErr(new(bytes.Buffer))
 	err = root.Execute()
 	// Defaults of the verbs differ; what is compared is of the same verb.
-	return parsed{a.options, err}
+	values := map[string]string{}
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) { values[f.Name] = f.Value.String() })
+	return parsed{a.options, values, err}
 }
 
 // TestFlagsMeanTheSame makes sure that a flag that several verbs have is described the same in all of them.
