@@ -525,7 +525,7 @@ func TestApplyToWhatHasChangedSince(t *testing.T) {
 
 // TestOrderOfARestore calls what a restore calls, with the renames between.
 func TestOrderOfARestore(t *testing.T) {
-	root := tree(t, "a", "d/b", "d/c", ".nbc-stage/art")
+	root := tree(t, "a", "d/b", "d/c", ".nbc-work/art")
 	base := baseOf(t, root)
 	replace(t, root, "a", "other")
 	for _, f := range walk(t, root) {
@@ -540,7 +540,7 @@ func TestOrderOfARestore(t *testing.T) {
 	later := probe(t, root)
 	apply(t, p, root, later)
 	same(t, "touched", touched(t, root, base, later, 0), "a")
-	if err := os.Rename(filepath.Join(root, ".nbc-stage/art"), filepath.Join(root, "d/dist")); err != nil {
+	if err := os.Rename(filepath.Join(root, ".nbc-work/art"), filepath.Join(root, "d/dist")); err != nil {
 		t.Fatal(err)
 	}
 	if got := mtimeOf(t, root, "d"); got == source(t, base, "d").MTime {
@@ -549,7 +549,7 @@ func TestOrderOfARestore(t *testing.T) {
 	if err := p.ApplyDirs(t.Context(), root, later); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(filepath.Join(root, "d/dist"), filepath.Join(root, ".nbc-stage/art")); err != nil {
+	if err := os.Rename(filepath.Join(root, "d/dist"), filepath.Join(root, ".nbc-work/art")); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.ApplyDirs(t.Context(), root, later); err != nil {
