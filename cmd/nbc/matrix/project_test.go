@@ -122,8 +122,10 @@ func lay(t *testing.T, dir string, s state, old bool) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for path, f := range s {
-		write(t, filepath.Join(dir, path), f)
+	// In one order: of files with the same time cargo takes the one that the directory lists first for the newest, where a
+	// build script does not say what it depends on, and the file systems list in the order in which files were made.
+	for _, path := range slices.Sorted(maps.Keys(s)) {
+		write(t, filepath.Join(dir, path), s[path])
 	}
 	if !old {
 		return
