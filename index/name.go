@@ -32,6 +32,17 @@ func Path(name string) (string, error) {
 	return key, nil
 }
 
+// CutInputKey cuts a cache name at its last "@". Nix builds put a hash of all inputs but the sources there, so that
+// artifacts are not mixed with those of another compiler: "app/main@4f2c" is the name "app/main" under the key "4f2c".
+// A key has no slash, so "org/@scope/package" is a name without one; then, and without an "@", found is false.
+func CutInputKey(name string) (bare, key string, found bool) {
+	i := strings.LastIndexByte(name, '@')
+	if i < 0 || strings.Contains(name[i:], "/") {
+		return name, "", false
+	}
+	return name[:i], name[i+1:], true
+}
+
 // PathPrefix returns what the keys of all cache names begin with that begin with start, and of no others.
 func PathPrefix(start string) string {
 	var b strings.Builder

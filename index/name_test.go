@@ -81,3 +81,23 @@ func FuzzParsePath(f *testing.F) {
 		}
 	})
 }
+
+func TestCutInputKey(t *testing.T) {
+	for name, want := range map[string]struct {
+		bare, key string
+		found     bool
+	}{
+		"app/main":          {"app/main", "", false},
+		"app/main@4f2c":     {"app/main", "4f2c", true},
+		"app/main@":         {"app/main", "", true},
+		"a@b@c":             {"a@b", "c", true},
+		"@app":              {"", "app", true},
+		"@scope/package":    {"@scope/package", "", false},
+		"@scope/package@4f": {"@scope/package", "4f", true},
+		"app@corp/secret":   {"app@corp/secret", "", false},
+	} {
+		if bare, key, found := CutInputKey(name); bare != want.bare || key != want.key || found != want.found {
+			t.Errorf("%s: %q, %q, %v", name, bare, key, found)
+		}
+	}
+}

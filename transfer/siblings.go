@@ -96,12 +96,9 @@ type sibling struct {
 }
 
 // siblingPrefixes returns the prefixes of the keys of names that are like name, the most similar ones first: those with
-// the same part before the last "@", those in the same directory, those in the top one, and all.
+// the same name under another input key, those in the same directory, those in the top one, and all.
 func siblingPrefixes(name string) []string {
-	bare := name
-	if i := strings.LastIndexByte(name, '@'); i >= 0 {
-		bare = name[:i]
-	}
+	bare, _, _ := index.CutInputKey(name)
 	list := []string{index.PathPrefix(bare + "@")}
 	if i := strings.LastIndexByte(bare, '/'); i >= 0 {
 		list = append(list, index.PathPrefix(bare[:i+1]))

@@ -57,8 +57,8 @@ socket that systemd passes to it.
 
 Nobody may do anything until a rule allows it. Rules are about cache names: in a
 GLOB, * is any text without a slash, ** any text, ? one character. Of a cache
-name the part from its last @ on does not count; there Nix builds put a hash of
-their inputs. To write implies nothing about reading. A file of rules has one on
+name the part from its last @ on does not count, unless it has a slash: Nix
+builds put a hash of their inputs there. To write implies nothing about reading. A file of rules has one on
 each line:
 
   read  myapp/**

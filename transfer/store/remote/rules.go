@@ -28,8 +28,8 @@ type Rule struct {
 	// Glob matches cache names. In it "*" stands for any text without a slash, "**" for any text, "?" for one character
 	// other than a slash, and a backslash takes the meaning from the character after it.
 	//
-	// Of a name, what follows the last "@" does not count, nor does that "@": there Nix builds put a hash of their
-	// inputs. So "app/main" and "app/main@4f2c…" are the same to a rule.
+	// The input key of a name does not count (see [index.CutInputKey]): "app/main" and "app/main@4f2c…" are the same to a
+	// rule.
 	Glob string
 	// UIDs and GIDs are those that the peer's process must have: one of each list that is not empty. A process has one
 	// GID here, that of its credentials; supplementary groups do not count.
@@ -41,9 +41,7 @@ type Rules []Rule
 
 // Allow reports whether a peer may read or write the index of a cache name.
 func (rs Rules) Allow(p Peer, right Right, name string) bool {
-	if i := strings.LastIndexByte(name, '@'); i >= 0 {
-		name = name[:i]
-	}
+	name, _, _ = index.CutInputKey(name)
 	return name != "" && slices.ContainsFunc(rs, func(r Rule) bool {
 		return r.Right == right && r.admits(p) && match(r.Glob, name)
 	})

@@ -106,7 +106,10 @@ func TestAllow(t *testing.T) {
 		// The hash of a Nix build's inputs does not count, and can add nothing.
 		{"read app/main", alice, Reading, "app/main@0c3f", true},
 		{"read app/main", alice, Reading, "app/main@", true},
-		{"read app/main", alice, Reading, "app/main@x/y", true},
+		{"read app/main", alice, Reading, "app/main@x/y", false}, // a key has no slash
+		{"read app", alice, Reading, "app@corp/secret", false},
+		{"write org/@scope/*", alice, Writing, "org/@scope/package", true},
+		{"write @scope/**", alice, Writing, "@scope/package@0c3f", true},
 		{"read app/main", alice, Reading, "app/main@x@y", false},
 		{"read app@main", alice, Reading, "app@main", false},
 		{"read app@main", alice, Reading, "app@main@0c3f", true},
