@@ -68,7 +68,7 @@ func BenchmarkPut(b *testing.B) {
 		s.near.put(p.id, p.stored)
 		i++
 	}
-	if s.near.full.Load() {
+	if s.near.full.Load() != 0 {
 		b.Error("copies were not kept")
 	}
 }

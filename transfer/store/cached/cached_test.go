@@ -281,7 +281,7 @@ func TestDamagedCopies(t *testing.T) {
 			if near, err = read(store.Read{}); near != c.heals || err != nil {
 				t.Errorf("the read after that: near %v, %v; want %v", near, err, c.heals)
 			}
-			if s.near.full.Load() {
+			if s.near.full.Load() != 0 {
 				t.Error("a single damaged copy ended the writing of all")
 			}
 		})

@@ -40,7 +40,7 @@ type Near struct {
 	// Reserve is how many bytes of the file system must be left to others for anything to be written; 0 means
 	// DefaultReserve.
 	Reserve int64
-	// Log gets one warning when copies can no longer be written; nil discards it.
+	// Log gets a warning when copies cannot be written, once a minute at most; nil discards it.
 	Log *slog.Logger
 
 	path    string
@@ -49,7 +49,8 @@ type Near struct {
 	folders [folders]folder
 	temp    string // begins the names of temporary files: no other Near has the same
 	next    atomic.Uint64
-	full    atomic.Bool // nothing is written any more
+	opened  time.Time    // of a clock that is not set back
+	full    atomic.Int64 // until how long after opened nothing is written, in nanoseconds; 0 is not at all
 }
 
 const (
@@ -63,6 +64,8 @@ const (
 	tempPrefix = ","
 	// deadAfter is the age at which a temporary file's writer is dead: writing takes milliseconds.
 	deadAfter = time.Hour
+	// pauseAfter is how long nothing is written after a failure: long for a build, short for a daemon.
+	pauseAfter = time.Minute
 )
 
 // folder is one of the directory's folders, which is opened once: resolving it for each file would cost 10 µs of the 25
@@ -92,6 +95,7 @@ func Open(path string) (*Near, error) {
 	}
 	return &Near{
 		path: abs, perm: info.Mode().Perm(), root: root, temp: tempPrefix + strings.ToLower(rand.Text()[:12]) + "-",
+		opened: time.Now(),
 	}, nil
 }
 
@@ -183,13 +187,14 @@ func distance(now, t time.Time) time.Duration { return now.Sub(t).Abs() }
 
 // put keeps a copy of a chunk's stored bytes, if it can.
 func (n *Near) put(id chunk.ID, data []byte) {
-	if n.full.Load() {
+	until := n.full.Load()
+	if until != 0 && time.Since(n.opened) < time.Duration(until) {
 		return
 	}
 	number := n.next.Add(1)
-	if number%spaceEach == 1 {
+	if number%spaceEach == 1 || until != 0 {
 		if err := n.space(); err != nil {
-			n.stop(err)
+			n.stop(until, err)
 			return
 		}
 	}
@@ -200,9 +205,10 @@ func (n *Near) put(id chunk.ID, data []byte) {
 		root, err = n.write(id, name, data)
 	}
 	if err != nil {
-		n.stop(err)
+		n.stop(until, err)
 		return
 	}
+	n.full.CompareAndSwap(until, 0)
 	if err := root.Rename(name, id.String()); err != nil { // say somebody has put a folder there
 		_ = root.Remove(name) // else an eviction does
 		return
@@ -229,10 +235,10 @@ func (n *Near) write(id chunk.ID, name string, data []byte) (*os.Root, error) {
 	return root, err
 }
 
-// stop gives up writing, until the directory is opened again: what one chunk was refused, the next thousand would be
-// as well, each after some system calls.
-func (n *Near) stop(err error) {
-	if n.full.Swap(true) || n.Log == nil {
+// stop gives up writing for a while: what one chunk was refused, the next thousand would be as well, each after some
+// system calls. Of those that are refused at the same time, having found the same value of full, one tells.
+func (n *Near) stop(found int64, err error) {
+	if !n.full.CompareAndSwap(found, int64(time.Since(n.opened)+pauseAfter)) || n.Log == nil {
 		return
 	}
 	n.Log.Warn(fmt.Sprintf("no more chunks are kept in %s: %v", n.path, err))

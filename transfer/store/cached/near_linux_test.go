@@ -174,6 +174,21 @@ func fullDisk(t *testing.T, path string) {
 	s.near.Reserve = 100_000
 	fill(s)
 	wantSaid("free")
+	kept := len(walk(t, path))
+
+	// When there is space again it is used, after a while and in the same process.
+	s.near.Reserve = 1
+	if err := os.Remove(filepath.Join(path, walk(t, path)[0])); err != nil {
+		t.Fatal(err)
+	}
+	was := len(walk(t, path))
+	fill(s)
+	if n := len(walk(t, path)); was >= kept || n != was {
+		t.Errorf("%d copies, %d without some, and %d at once", kept, was, n)
+	}
+	s.near.opened = s.near.opened.Add(-pauseAfter)
+	fill(s)
+	wantKept(s, was+1, kept+1)
 
 	if err := unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
