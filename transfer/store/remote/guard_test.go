@@ -157,7 +157,7 @@ func TestRights(t *testing.T) {
 	client := serve(t, &Handler{Store: memory, Rules: allow(t, "read app/*\nwrite app/pr-*")})
 	for name, may := range map[string]struct{ read, write bool }{
 		"app/main": {true, false}, "app/main@k1": {true, false}, "app/pr-1": {true, true}, "app/pr-1@k": {true, true},
-		"other": {}, "new": {}, "app/pr-1/x": {}, "app/main@app/pr-1": {true, false},
+		"other": {}, "new": {}, "app/pr-1/x": {}, "app/main@pr-1": {true, false},
 	} {
 		key, err := index.Path(name)
 		if err != nil {

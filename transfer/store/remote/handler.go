@@ -139,6 +139,9 @@ func (x *exchange) serve() error {
 		switch x.r.Method {
 		case http.MethodGet:
 			x.kind = "get"
+			if err := x.noBody(); err != nil {
+				return err
+			}
 			return x.admitted(func() error { return x.get(values) })
 		case http.MethodPut:
 			x.kind = "put"
@@ -158,6 +161,9 @@ func (x *exchange) serve() error {
 			return x.noMethod("GET")
 		}
 		x.kind = "list"
+		if err := x.noBody(); err != nil {
+			return err
+		}
 		return x.admitted(func() error { return x.list(values) })
 	}
 	return &problem{Kind: "invalid", Text: fmt.Sprintf("nothing is at %.100q", path), Advice: hintVersion}
@@ -215,28 +221,40 @@ func (x *exchange) during(work func(context.Context) error) error {
 	}
 }
 
-// mayWrite gives the peer the time that it may take to read n more bytes, and mayRead what it may take to send them.
-// That it cannot be limited is the case in tests only.
+// mayWrite gives the peer the time that it may take to read n more bytes, and mayRead until when it may send. That it
+// cannot be limited is the case in tests only.
 func (x *exchange) mayWrite(n int64) {
 	_ = x.control.SetWriteDeadline(time.Now().Add(x.h.limits.patience(n)))
 }
 
-func (x *exchange) mayRead(n int64) {
-	_ = x.control.SetReadDeadline(time.Now().Add(x.h.limits.patience(n)))
-}
+func (x *exchange) mayRead(until time.Time) { _ = x.control.SetReadDeadline(until) }
 
-// read reads the body of the request, n bytes.
+// read reads the body of the request, n bytes. Memory is made as they come, and each piece has to come in its time: what
+// was set aside for a body that never comes is soon given back.
 func (x *exchange) read(n int64) ([]byte, error) {
-	x.mayRead(n)
 	x.mayWrite(0) // the peer may have to be told to go on
-	data := make([]byte, n)
-	if _, err := io.ReadFull(x.r.Body, data); err != nil {
-		return nil, invalid("reading the request: %v", err)
+	end := time.Now().Add(x.h.limits.patience(n))
+	var data []byte
+	for int64(len(data)) < n {
+		piece := min(n-int64(len(data)), max(int64(len(data)), firstPiece))
+		until := time.Now().Add(x.h.limits.patience(piece))
+		if until.After(end) {
+			until = end
+		}
+		x.mayRead(until)
+		begin := len(data)
+		data = append(data, make([]byte, piece)...)
+		if _, err := io.ReadFull(x.r.Body, data[begin:]); err != nil {
+			return nil, invalid("reading the request: %v", err)
+		}
 	}
 	// While the reply is made nothing is to be read, except that the peer may leave.
-	_ = x.control.SetReadDeadline(time.Time{})
+	x.mayRead(time.Time{})
 	return data, nil
 }
+
+// firstPiece is as much as most chunks have.
+const firstPiece = 256 << 10
 
 // length returns the length of the request's body, which must be known and at most limit.
 func (x *exchange) length(limit int64) (int64, error) {
@@ -251,8 +269,23 @@ func (x *exchange) length(limit int64) (int64, error) {
 	}
 }
 
+// noBody refuses a body where there is nothing to be said: nobody reads it, and it would be waited for at the end.
+func (x *exchange) noBody() error {
+	if x.r.ContentLength != 0 {
+		return invalid("a %s with a body", x.r.Method)
+	}
+	return nil
+}
+
+// restPatience is how long a peer whose request is not answered well may take to send what it has announced. For package
+// http reads of the rest of a body before it replies, so that a client that only writes comes to read.
+const restPatience = 2 * time.Second
+
 // fail replies with an error.
 func (x *exchange) fail(err error) {
+	if x.r.ContentLength != 0 {
+		x.mayRead(time.Now().Add(restPatience))
+	}
 	p := newProblem(err)
 	data, err := json.Marshal(p)
 	if err != nil {

@@ -171,39 +171,38 @@ func (c *clients) begin(ctx context.Context, one *client) (end func(), err error
 	}, nil
 }
 
-// room is memory that was set aside for the bytes of objects.
+// room is memory that was set aside for the bytes of objects: of that of all clients, and of that of one.
 type room struct {
 	clients *clients
 	client  *client
-	all     int64 // of those of all clients
-	own     int64 // of those of one
+	size    int64
 }
 
-// take waits until there is room for n bytes of an object. One that is larger than a limit gets all of that.
+// take waits until there is room for n bytes of an object. One that is larger than what one client may have gets all of
+// that, and leaves the others theirs.
 func (c *clients) take(ctx context.Context, one *client, n int64) (*room, error) {
-	r := &room{clients: c, client: one, all: min(n, c.limits.Bytes), own: min(n, c.limits.ClientBytes)}
-	if err := one.bytes.Acquire(ctx, r.own); err != nil {
+	n = min(n, c.limits.ClientBytes)
+	if err := one.bytes.Acquire(ctx, n); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	if err := c.bytes.Acquire(ctx, r.all); err != nil {
-		one.bytes.Release(r.own)
+	if err := c.bytes.Acquire(ctx, n); err != nil {
+		one.bytes.Release(n)
 		return nil, context.Cause(ctx)
 	}
-	c.metrics.bytesHeld.Add(float64(r.all))
-	return r, nil
+	c.metrics.bytesHeld.Add(float64(n))
+	return &room{clients: c, client: one, size: n}, nil
 }
 
 // shrink gives back what is more than n bytes.
 func (r *room) shrink(n int64) {
-	if n < r.own {
-		r.client.bytes.Release(r.own - n)
-		r.own = n
+	more := r.size - n
+	if more <= 0 {
+		return
 	}
-	if n < r.all {
-		r.clients.bytes.Release(r.all - n)
-		r.clients.metrics.bytesHeld.Sub(float64(r.all - n))
-		r.all = n
-	}
+	r.size = n
+	r.client.bytes.Release(more)
+	r.clients.bytes.Release(more)
+	r.clients.metrics.bytesHeld.Sub(float64(more))
 }
 
 // free gives everything back.

@@ -206,6 +206,9 @@ func TestSlowPeers(t *testing.T) {
 		"stops in the body":         {"PUT /v1/object/index/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx", ""},
 		"drips a body":              {"PUT /v1/object/index/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n", "x"},
 		"stops in a list of chunks": {"POST /v1/chunks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nchunks", ""},
+		"sends no body of a GET":    {"GET /v1/object/index/a HTTP/1.1\r\nHost: x\r\nContent-Length: 256\r\n\r\n", ""},
+		"sends no body of a list":   {"GET /v1/list?prefix=index/ HTTP/1.1\r\nHost: x\r\nContent-Length: 256\r\n\r\n", ""},
+		"sends nothing refused":     {"PUT /v1/object/gc/state HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", ""},
 		"reads no reply":            {post, ""},
 	} {
 		for range 2 {
