@@ -271,13 +271,16 @@ func (g guard) putFormat(ctx context.Context, data []byte, c store.Condition) (s
 	return g.store.Put(ctx, formatKey, data, c)
 }
 
-// checkFormat refuses what is not the format of a store that this version can write: see FORMAT.md of package chunk.
+// checkFormat refuses what is not the format that a client of this version puts into a new store, but for its ID: see
+// FORMAT.md of package chunk. It can never be replaced, so a client must not choose where everybody's content is cut,
+// nor that only later versions may write.
 func checkFormat(data []byte) error {
 	var f struct {
 		Version     int    `json:"version"`
 		ID          string `json:"id"`
 		Hash        string `json:"hash"`
 		Compression string `json:"compression"`
+		MinWriter   int    `json:"min_writer"`
 		Chunker     struct {
 			Polynomial string `json:"polynomial"`
 			Min        int    `json:"min"`
@@ -297,13 +300,18 @@ func checkFormat(data []byte) error {
 		return fmt.Errorf("hash %q", f.Hash)
 	case f.Compression != "zstd":
 		return fmt.Errorf("compression %q", f.Compression)
+	case f.MinWriter != 1:
+		return fmt.Errorf("writers of level %d", f.MinWriter)
 	}
 	polynomial, err := strconv.ParseUint(f.Chunker.Polynomial, 0, 64)
 	if err != nil {
 		return fmt.Errorf("polynomial %q", f.Chunker.Polynomial)
 	}
 	p := chunk.Params{Polynomial: polynomial, Min: f.Chunker.Min, Max: f.Chunker.Max, Bits: f.Chunker.Bits}
-	return p.Validate()
+	if p != chunk.DefaultParams() {
+		return fmt.Errorf("a chunker with %+v", p)
+	}
+	return nil
 }
 
 // List implements [store.Store]. Of the indexes it tells those that the peer may read; of other objects nothing: who

@@ -274,6 +274,8 @@ func TestPutIsChecked(t *testing.T) {
 		"another version":       {"format", []byte(strings.Replace(goodFormat, `on": 1`, `on": 2`, 1)), fs.ErrInvalid},
 		"another hash":          {"format", []byte(strings.Replace(goodFormat, "blake3-256", "md5", 1)), fs.ErrInvalid},
 		"a bad polynomial":      {"format", []byte(strings.Replace(goodFormat, "0x37a2", "0x00", 1)), fs.ErrInvalid},
+		"later writers only":    {"format", []byte(strings.Replace(goodFormat, `er": 1`, `er": 999`, 1)), fs.ErrInvalid},
+		"other cuts":            {"format", []byte(strings.Replace(goodFormat, "98304", "65536", 1)), fs.ErrInvalid},
 		"no ID":                 {"format", []byte(strings.Replace(goodFormat, "5f0d", "", 1)), fs.ErrInvalid},
 		"the collector's":       {"gc/state", []byte(`{"version":1,"epoch":9}`), store.ErrRefused},
 		"a manifest":            {"gc/m/abc", []byte("x"), store.ErrRefused},

@@ -68,8 +68,8 @@ func listen(s Socket) (_ net.Listener, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("locking its folder: %w", err)
+	if err := lockFolder(lock); err != nil {
+		return nil, err
 	}
 	if err := clearStale(dir, name, s.Path); err != nil {
 		return nil, err
@@ -133,6 +133,28 @@ func clearStale(dir *os.Root, name, path string) error {
 		return fmt.Errorf("cannot tell whether another daemon is there: %w", err)
 	}
 	return dir.Remove(name)
+}
+
+// lockPatience is how long another daemon may take to begin.
+const lockPatience = 5 * time.Second
+
+// lockFolder takes the lock by which daemons that begin at the same time take turns: two that find a stale socket would
+// else each remove the other's. Builds see the folder and can hold its lock as well, and a daemon must not hang silently
+// because of that: it says so and ends.
+func lockFolder(folder *os.File) error {
+	for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return fmt.Errorf("locking its folder: %w", err)
+		case time.Since(begun) > lockPatience:
+			return fmt.Errorf("another process holds the lock of %s: let systemd make the socket, or end that process",
+				folder.Name())
+		}
+	}
 }
 
 // socket removes its file when it is closed.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -119,6 +120,45 @@ func TestListenRefuses(t *testing.T) {
 	}
 	if target, err := os.Readlink(toStale); err != nil || target != "stale" {
 		t.Errorf("the link leads to %q, %v", target, err)
+	}
+}
+
+// TestListenIsNotHeldUp: builds can lock the folder that they see, and a daemon must not wait for them for ever.
+func TestListenIsNotHeldUp(t *testing.T) {
+	path := socketPath(t)
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = folder.Close() }()
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		l, err := Listen(Socket{Path: path})
+		if err == nil {
+			err = l.Close()
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), "holds the lock") {
+			t.Errorf("it says %v", err)
+		}
+	case <-time.After(2 * lockPatience):
+		t.Fatal("it waits for a build")
+	}
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Listen(Socket{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
