@@ -416,10 +416,7 @@ func TestBench(t *testing.T) {
 	}
 	found := os.Getenv("NBC_VERSITYGW") != "" || exists(filepath.Join(b.module, ".ci", "versitygw", "versitygw"))
 	if _, err := exec.LookPath("versitygw"); err != nil && !found {
-		if slices.Contains(strings.Split(os.Getenv("NBC_REQUIRE"), ","), "s3") {
-			t.Fatal("no S3 server: name a versitygw by NBC_VERSITYGW")
-		}
-		t.Skip("no S3 server")
+		storetest.Need(t, "s3", errors.New("name a versitygw by NBC_VERSITYGW"))
 	}
 	for _, name := range []string{ // setCredentials changes them
 		"AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID",

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -221,6 +222,9 @@ func TestWalkTakesAnyName(t *testing.T) {
 	}
 	// A file system may refuse some, darwin's does those that are not UTF-8.
 	if f, err := os.Create(filepath.Join(t.TempDir(), "\xff")); err != nil {
+		if runtime.GOOS == "linux" {
+			t.Fatal(err)
+		}
 		t.Skip(err)
 	} else if err := f.Close(); err != nil {
 		t.Fatal(err)

@@ -445,35 +445,29 @@ func at(t *testing.T, step string, do func()) {
 func descriptors(t testing.TB) int {
 	t.Helper()
 	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Skip("the descriptors of a process are not told here")
-	}
+	storetest.Need(t, "proc", err)
 	return len(list)
-}
-
-// need skips a test whose component is missing, unless NBC_REQUIRE names it.
-func need(t testing.TB, component string, problem error) {
-	t.Helper()
-	if problem == nil {
-		return
-	}
-	if slices.Contains(strings.Split(os.Getenv("NBC_REQUIRE"), ","), component) {
-		t.Fatalf("%s is required: %v", component, problem)
-	}
-	t.Skipf("no %s here: %v", component, problem)
 }
 
 // needCommand skips a test that needs a command.
 func needCommand(t testing.TB, name string) {
 	t.Helper()
 	_, err := exec.LookPath(name)
-	need(t, name, err)
+	storetest.Need(t, name, err)
+}
+
+// needRoot skips a test that only root can do.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		storetest.Need(t, "root", errors.New("this is another user"))
+	}
 }
 
 // needMount skips a test that mounts file systems.
 func needMount(t testing.TB) {
 	t.Helper()
-	need(t, "mount", mountProblem())
+	storetest.Need(t, "mount", mountProblem())
 }
 
 // asOther runs the test that calls it once more, alone and in a process of a user who is not root, for whom permissions
@@ -496,7 +490,7 @@ func asOther(t *testing.T) bool {
 	// A copy that the other user may read: the test's own binary is in a private directory.
 	exe := filepath.Join(dir, "test")
 	if err := copyTo(exe, "/proc/self/exe"); err != nil {
-		t.Skipf("the test binary cannot be copied: %v", err)
+		t.Fatalf("copying the test binary: %v", err)
 	}
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(dir+"/tmp", 0o755), os.Chown(dir+"/tmp", nobody, nobody)); err != nil {
 		t.Fatal(err)

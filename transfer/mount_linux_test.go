@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"nbc/transfer/store/storetest"
 )
 
 // mountProblem says why this process cannot mount anything.
@@ -68,7 +70,7 @@ func overlay(t *testing.T, dir, lower string) {
 		t.Fatal(err)
 	}
 	err := unix.Mount("nbc", dir, "overlay", 0, "lowerdir="+lower+",upperdir="+upper+",workdir="+work)
-	need(t, "overlay", err)
+	storetest.Need(t, "overlay", err)
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Errorf("unmounting %s: %v", dir, err)

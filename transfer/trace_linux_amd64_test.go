@@ -14,6 +14,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"nbc/transfer/store/storetest"
 )
 
 // A tracer stops a child before every system call that changes a file, and decides whether it goes on, is killed, or
@@ -319,5 +321,5 @@ func (quietly) Helper() {}
 
 func needTrace(t testing.TB) {
 	t.Helper()
-	need(t, "ptrace", traceProblem())
+	storetest.Need(t, "ptrace", traceProblem())
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"syscall"
 	"testing"
+
+	"nbc/transfer/store/storetest"
 )
 
 // See trace_linux_amd64_test.go: the registers of other processors have other names.
@@ -30,5 +32,5 @@ func (j job) trace(t testing.TB, base string, decide func(point) verdict) (r chi
 
 func needTrace(t testing.TB) {
 	t.Helper()
-	need(t, "ptrace", errors.ErrUnsupported)
+	storetest.Need(t, "ptrace", errors.ErrUnsupported)
 }

@@ -118,9 +118,7 @@ func TestTreeOfAllKinds(t *testing.T) {
 		w.touch(p+"d", ns)
 	}
 	w.must(os.Chmod(w.path("build"), 0o751))
-	if os.Getuid() != 0 {
-		t.Skip("files without permissions are for root")
-	}
+	needRoot(t) // files without permissions are for root
 	// What is before the first second after the epoch would mean something else to make.
 	w.saved(SaveOptions{Name: "n", Tree: build})
 	other := w.again()

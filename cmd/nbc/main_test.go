@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,6 +18,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"nbc/transfer/store/storetest"
 )
 
 var update = flag.Bool("update", false, "rewrite what the scripts expect")
@@ -85,7 +86,7 @@ func condition(cond string) (bool, error) {
 		return false, fmt.Errorf("unknown condition %q", cond)
 	}
 	if _, err := exec.LookPath(tool); err != nil {
-		if slices.Contains(strings.Split(os.Getenv("NBC_REQUIRE"), ","), tool) {
+		if storetest.Required(tool) {
 			return false, fmt.Errorf("%s is required: %w", tool, err)
 		}
 		return false, nil

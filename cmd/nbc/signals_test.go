@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nbc/transfer/store/storetest"
 )
 
 // build is a source tree with something in its cache directory, and a home, for one test.
@@ -148,9 +150,8 @@ func ready(t *testing.T, cmd *exec.Cmd) *bufio.Reader {
 // TestSignalDispositions: the command finds the same signals ignored and blocked as without nbc, and the same limit of
 // open files, which the Go runtime raises for itself.
 func TestSignalDispositions(t *testing.T) {
-	if _, err := os.Stat("/proc/self/status"); err != nil {
-		t.Skip("no /proc here")
-	}
+	_, err := os.Stat("/proc/self/status")
+	storetest.Need(t, "proc", err)
 	const look = `grep -E "^Sig(Ign|Blk)" /proc/self/status; ulimit -Sn`
 	for _, before := range []string{"", `trap "" HUP INT; `, "ulimit -Sn 200; "} {
 		b := newBuild(t)

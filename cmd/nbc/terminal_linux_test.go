@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nbc/transfer/store/storetest"
 )
 
 // terminal is a pseudo terminal with somebody at it.
@@ -29,9 +31,7 @@ type terminal struct {
 func startAt(t *testing.T, cmd *exec.Cmd, columns uint16) *terminal {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Skip("no pseudo terminals here")
-	}
+	storetest.Need(t, "pty", err)
 	t.Cleanup(func() { _ = master.Close() })
 	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"nbc/transfer/store/storetest"
 )
 
 // The time that a command and a start may take: far more than any does, so that one which hangs has a name.
@@ -123,13 +125,7 @@ func need(t *testing.T, components ...string) {
 		if c != "nix" {
 			_, err = exec.LookPath(c)
 		}
-		switch {
-		case err == nil:
-		case slices.Contains(strings.Split(os.Getenv("NBC_REQUIRE"), ","), c):
-			t.Fatalf("%s is required: %v", c, err)
-		default:
-			t.Skipf("no %s: %v", c, err)
-		}
+		storetest.Need(t, c, err)
 	}
 }
 

@@ -6,9 +6,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
+
+	"nbc/transfer/store/storetest"
 )
 
 var update = flag.Bool("update", false, "write MATRIX.md; tools that are not measured keep their lines")
@@ -53,10 +54,7 @@ func find(t *testing.T, needs []string) map[string]string {
 		if programs[name] != "" {
 			continue
 		}
-		if slices.Contains(strings.Split(os.Getenv("NBC_REQUIRE"), ","), name) {
-			t.Fatalf("there is no %s, which NBC_REQUIRE names", name)
-		}
-		t.Skipf("there is no %s", name)
+		storetest.Need(t, name, exec.ErrNotFound)
 	}
 	return programs
 }

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nbc/transfer/store"
+	"nbc/transfer/store/storetest"
 )
 
 // asNobody calls do as a user who may do nothing that is not for everyone.
@@ -109,11 +109,7 @@ func TestFullDisk(t *testing.T) {
 	case errors.As(err, &exit):
 		t.Errorf("in namespaces of its own: %v\n%s", err, output)
 	default:
-		reason := fmt.Sprintf("no tmpfs can be mounted here: %v\n%s", err, output)
-		if slices.Contains(strings.Split(os.Getenv("NBC_REQUIRE"), ","), "tmpfs") {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
+		storetest.Need(t, "tmpfs", fmt.Errorf("mounting: %v\n%s", err, output))
 	}
 }
 

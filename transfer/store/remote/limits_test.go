@@ -88,7 +88,7 @@ func TestPeers(t *testing.T) {
 		t.Errorf("the peer is %+v, want %+v", seen.Load(), me)
 	}
 	if os.Getuid() != 0 {
-		t.Skip("only root can be another user")
+		storetest.Need(t, "root", errors.New("only root can be another user"))
 	}
 	exe, err := os.Executable()
 	if err != nil {
@@ -126,9 +126,7 @@ func TestPeers(t *testing.T) {
 func descriptors(t *testing.T) int {
 	t.Helper()
 	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Skip("the system does not tell")
-	}
+	storetest.Need(t, "proc", err)
 	return len(list)
 }
 

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -35,11 +34,7 @@ func S3(t testing.TB) string {
 	t.Helper()
 	program := versitygw()
 	if program == "" {
-		reason := "no S3 server: build .ci/versitygw, or name a versitygw by NBC_VERSITYGW"
-		if slices.Contains(strings.Split(os.Getenv("NBC_REQUIRE"), ","), "s3") {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
+		Need(t, "s3", errors.New("build .ci/versitygw, or name a versitygw by NBC_VERSITYGW"))
 	}
 	const id, secret = "nbc-test", "nbc-test-secret"
 	for name, value := range map[string]string{
