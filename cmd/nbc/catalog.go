@@ -202,3 +202,16 @@ func (a *app) completeOneName(cmd *cobra.Command, args []string, start string) (
 	}
 	return a.completeNames(cmd, args, start)
 }
+
+// looked tells of the indexes that a look at all of a store could not read. Where no names were asked for, it is no fault
+// that there is no store: that becomes the reason for having found nothing.
+func (a *app) looked(args []string, unreadable []transfer.Refusal, reason string, err error) (string, error) {
+	var empty *emptyStore
+	if errors.As(err, &empty) && len(args) == 0 {
+		reason, err = empty.Error(), nil
+	}
+	for _, u := range unreadable {
+		a.console.warn(u.Name + ": " + u.Reason)
+	}
+	return reason, err
+}

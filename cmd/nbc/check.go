@@ -81,13 +81,7 @@ on, and notes what it finds for them.`,
 				rep = r
 				return err
 			})
-			var empty *emptyStore
-			if errors.As(err, &empty) && len(args) == 0 {
-				rep.Reason, err = empty.Error(), nil
-			}
-			for _, u := range rep.Unreadable {
-				a.console.warn(u.Name + ": " + u.Reason)
-			}
+			rep.Reason, err = a.looked(args, rep.Unreadable, rep.Reason, err)
 			for _, b := range rep.Broken {
 				a.console.warn(brokenLine(b))
 			}

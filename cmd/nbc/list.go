@@ -61,13 +61,7 @@ whose "names" are written as they come, too.`,
 				rep = r
 				return err
 			})
-			var empty *emptyStore
-			if errors.As(err, &empty) && len(args) == 0 {
-				rep.Reason, err = empty.Error(), nil
-			}
-			for _, u := range rep.Unreadable {
-				a.console.warn(u.Name + ": " + u.Reason)
-			}
+			rep.Reason, err = a.looked(args, rep.Unreadable, rep.Reason, err)
 			err = unreadableHint(err, rep.Unreadable)
 			if a.raise != 0 && err == nil {
 				return nil // nobody reads what would be printed

@@ -46,13 +46,7 @@ nothing else.`,
 				rep = r
 				return err
 			})
-			var empty *emptyStore
-			if errors.As(err, &empty) && len(args) == 0 {
-				rep.Reason, err = empty.Error(), nil
-			}
-			for _, u := range rep.Unreadable {
-				a.console.warn(u.Name + ": " + u.Reason)
-			}
+			rep.Reason, err = a.looked(args, rep.Unreadable, rep.Reason, err)
 			err = unreadableHint(err, rep.Unreadable)
 			// With these errors the rest was counted.
 			counted := err == nil || len(rep.Unreadable) > 0 || len(rep.Absent) > 0
