@@ -39,6 +39,7 @@ func catalogScripts(t *testing.T, url func(*testscript.Env) string) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("GORACE", os.Getenv("GORACE"))
 			e.Setenv("NBC_STORE", url(e))
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("NL", "\n")

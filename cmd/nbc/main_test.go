@@ -61,6 +61,7 @@ func TestScript(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("GORACE", os.Getenv("GORACE")) // .ci/run says what it is for
 			e.Setenv("CLOSED", closedPort(t))
 			e.Setenv("NL", "\n")
 			return nil
