@@ -442,7 +442,7 @@ func TestSize(t *testing.T) {
 	for i := range 512 {
 		add(fmt.Sprintf("chunks/%02x/%d", i%256, i))
 	}
-	check("few chunks", 0)
+	check("few chunks, in each folder the same", 0)
 	for i := 512; i < 8192; i++ { // not by Put, which takes longer
 		name := fmt.Sprintf("%s/chunks/%02x/%d", s.Path(), (i*31)%256, i)
 		if err := os.WriteFile(name, make([]byte, size), 0o600); err != nil {
