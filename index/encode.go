@@ -1,9 +1,9 @@
 package index
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/fxamacker/cbor/v2"
@@ -62,26 +62,35 @@ type buildSection struct {
 }
 
 // Encode returns the bytes of x. It returns ErrInvalid, and why, if x breaks a rule of the format.
-func (x *Index) Encode() ([]byte, error) { return x.EncodeAfter(nil) }
+func (x *Index) Encode() ([]byte, error) { return x.EncodeAfter(nil, nil) }
 
-// EncodeAfter is Encode for an index that is likely to have sections in common with an earlier one, of which old are the
-// bytes, as [Decode] took them: those are copied, and not compressed again. That is most of the work of a save after
-// which nothing is different. Old may be nil.
-func (x *Index) EncodeAfter(old []byte) ([]byte, error) {
+// EncodeAfter is Encode for an index that is likely to have sections in common with an earlier one, was, which [Decode]
+// made of old: those are copied, and not encoded and compressed again. That is most of the work of a save after which
+// nothing is different.
+func (x *Index) EncodeAfter(was *Index, old []byte) ([]byte, error) {
 	if err := x.Validate(); err != nil {
 		return nil, fmt.Errorf("encoding an index: %w", err)
 	}
-	before := findSections(old)
-	list := []any{x.chunkSection(), x.entrySection(), x.sourceSection(), x.buildSection()}
+	same := x.common(was, old)
+	list := []func() any{
+		func() any { return x.chunkSection() },
+		func() any { return x.entrySection() },
+		func() any { return x.sourceSection() },
+		func() any { return x.buildSection() },
+	}
 	if len(x.Outputs.List) > 0 {
-		list = append(list, x.Outputs.section())
+		list = append(list, func() any { return x.Outputs.section() })
 	}
 	h := header{epoch: x.Epoch, rows: make([]row, len(list))}
 	stored := make([][]byte, len(list))
 	var g errgroup.Group
 	for i, section := range list {
+		kind := uint16(i + 1)
+		if stored[i] = same.stored(kind, &h.rows[i]); stored[i] != nil {
+			continue
+		}
 		g.Go(func() (err error) {
-			h.rows[i], stored[i], err = encodeSection(uint16(i+1), section, before)
+			h.rows[i], stored[i], err = encodeSection(kind, section())
 			return err
 		})
 	}
@@ -102,7 +111,7 @@ func (x *Index) EncodeAfter(old []byte) ([]byte, error) {
 	return data, nil
 }
 
-func encodeSection(kind uint16, section any, before sections) (row, []byte, error) {
+func encodeSection(kind uint16, section any) (row, []byte, error) {
 	plain, err := encMode().Marshal(section)
 	if err != nil {
 		return row{}, nil, err
@@ -111,10 +120,7 @@ func encodeSection(kind uint16, section any, before sections) (row, []byte, erro
 		return row{}, nil, fmt.Errorf("%w: a section of %d bytes, %d are allowed", ErrInvalid, len(plain), MaxSection)
 	}
 	r := row{kind: kind, flags: flagsOf(kind), encoding: zstdOne, plain: uint64(len(plain))}
-	stored := before.same(r, plain)
-	if stored == nil {
-		stored = encoder().EncodeAll(plain, nil)
-	}
+	stored := encoder().EncodeAll(plain, nil)
 	if len(stored) >= len(plain) || r.plain > ratioBound(uint64(len(stored))) {
 		r.encoding, stored = asIs, plain
 	}
@@ -122,40 +128,52 @@ func encodeSection(kind uint16, section any, before sections) (row, []byte, erro
 	return r, stored, nil
 }
 
-// sections are those of an index, found by its header.
-type sections struct {
-	rows   []row
-	stored [][]byte
+// common are the sections of an earlier index that another one has as well.
+type common map[uint16]struct {
+	row
+	data []byte
 }
 
-// findSections returns what it can find: nothing, in what is no index.
-func findSections(data []byte) (s sections) {
-	h, err := readHeader(data)
-	if err != nil {
-		return s
+// common finds out which those are: one section has one form, so that what is equal decoded is equal encoded.
+func (x *Index) common(was *Index, old []byte) common {
+	if was == nil {
+		return nil
 	}
-	rest := data[h.size():]
+	h, err := readHeader(old)
+	if err != nil {
+		return nil
+	}
+	c := common{}
+	rest := old[h.size():]
 	for _, r := range h.rows {
 		if uint64(len(rest)) < r.stored {
 			break
 		}
-		s.rows, s.stored = append(s.rows, r), append(s.stored, rest[:r.stored])
+		switch {
+		case r.kind == kindChunks && x.Epoch == was.Epoch && slices.Equal(x.Chunks, was.Chunks),
+			r.kind == kindEntries && slices.Equal(x.Entries, was.Entries),
+			r.kind == kindSources && slices.Equal(x.Sources, was.Sources),
+			r.kind == kindOutputs && slices.Equal(x.Outputs.List, was.Outputs.List) &&
+				slices.Equal(x.Outputs.Occurrences, was.Outputs.Occurrences) &&
+				slices.Equal(x.Outputs.NoRewrite, was.Outputs.NoRewrite):
+			c[r.kind] = struct {
+				row
+				data []byte
+			}{r, rest[:r.stored]}
+		}
 		rest = rest[r.stored:]
 	}
-	return s
+	return c
 }
 
-// same returns the compressed form of plain, for the row like, if it is among the sections.
-func (s sections) same(like row, plain []byte) []byte {
-	for i, r := range s.rows {
-		if r.kind != like.kind || r.encoding != like.encoding || r.plain != like.plain || r.verify(s.stored[i]) != nil {
-			continue
-		}
-		if was, err := r.decompress(s.stored[i]); err == nil && bytes.Equal(was, plain) {
-			return s.stored[i]
-		}
+// stored returns the bytes of a section that is common, and fills in its row; or nil.
+func (c common) stored(kind uint16, r *row) []byte {
+	s, ok := c[kind]
+	if !ok {
+		return nil
 	}
-	return nil
+	*r = s.row
+	return s.data
 }
 
 func (x *Index) chunkSection() *chunkSection {

@@ -3,6 +3,8 @@ package transfer
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -12,7 +14,7 @@ import (
 
 // receiptVersion changes whenever a receipt of an earlier nbc must not be used. It is a private file of one machine: an
 // unknown one counts as none.
-const receiptVersion = 1
+const receiptVersion = 2
 
 // outcome of the restore that left a receipt, or that a save has used it up.
 type outcome string
@@ -59,15 +61,15 @@ type receipt struct {
 	BaseData  []byte `cbor:"basedata"`
 
 	// Sources and SourceStats are what the build tool saw, before the build, in the same order.
-	Sources     []index.Source `cbor:"sources"`
-	SourceStats []index.Stat   `cbor:"sourcestats"`
+	Sources     receiptSources `cbor:"sources"`
+	SourceStats receiptStats   `cbor:"sourcestats"`
 	// SourceProbe is for SourceStats what Probe is for Files.
 	SourceProbe int64 `cbor:"sourceprobe"`
 	// Shift is what was added to recorded times, in nanoseconds: 0 or less.
 	Shift int64 `cbor:"shift"`
 
 	// Files are the artifacts in place that are not directories, sorted by path, each with its lstat.
-	Files []receiptFile `cbor:"files"`
+	Files receiptFiles `cbor:"files"`
 	// Probe is the time, by the clock of the file system, of a moment at which all Files were as their Stats say. A file
 	// whose ctime is not older is racy: it may have been written once more within the same tick of that clock.
 	Probe int64 `cbor:"probe"`
@@ -78,7 +80,6 @@ type receipt struct {
 }
 
 type receiptFile struct {
-	_    struct{} `cbor:",toarray"`
 	Path string
 	Stat index.Stat
 }
@@ -94,23 +95,31 @@ func (f *receiptFile) untouched(now index.Stat, probe int64) bool {
 	return f.Stat == now && now.CTime < probe
 }
 
-// lookup returns a function that finds a receipt's files by their paths.
+// lookup returns a function that finds a receipt's files by their paths. It is quickest when it is asked for them in
+// their order, as nearly everybody does.
 func (r *receipt) lookup() func(path string) (*receiptFile, bool) {
 	if r == nil {
 		return func(string) (*receiptFile, bool) { return nil, false }
 	}
-	m := make(map[string]*receiptFile, len(r.Files))
-	for i := range r.Files {
-		m[r.Files[i].Path] = &r.Files[i]
+	next := 0
+	return func(path string) (*receiptFile, bool) {
+		if next == len(r.Files) || r.Files[next].Path != path {
+			var found bool
+			next, found = slices.BinarySearchFunc(r.Files, path, func(f receiptFile, p string) int {
+				return strings.Compare(f.Path, p)
+			})
+			if !found {
+				return nil, false
+			}
+		}
+		next++
+		return &r.Files[next-1], true
 	}
-	return func(path string) (*receiptFile, bool) { f, ok := m[path]; return f, ok }
 }
 
-// canonical CBOR; a receipt has as many elements as the tree has files.
 var (
 	receiptEnc = must(cbor.EncOptions{}.EncMode())
 	receiptDec = must(cbor.DecOptions{
-		MaxArrayElements:   index.MaxEntries + index.MaxSources,
 		ByteStringToString: cbor.ByteStringToStringAllowed,
 		UTF8:               cbor.UTF8DecodeInvalid, // paths are bytes
 	}.DecMode())

@@ -36,6 +36,8 @@ type saving struct {
 	find  *finding            // of output paths, or nil
 
 	artifacts []index.Found
+	// nothing says that the artifacts are those of the base, every one untouched.
+	nothing bool
 	entries   []index.Entry
 	files     []content
 	stats     []receiptFile
@@ -576,24 +578,33 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 		}
 	}
 	alike := s.base != nil && s.normalisedAlike()
+	findBase := s.base.lookup()
+	untouched := 0
 	k := 0
 	for i := range s.entries {
 		e := &s.entries[i]
+		proven := false
 		if e.Kind != index.Dir {
 			k++
+			f, ok := find(e.Path)
+			proven = ok && alike && f.untouched(s.stats[k-1].Stat, s.receipt.Probe)
+		}
+		if proven {
+			untouched++
 		}
 		if e.Kind != index.File {
 			continue
 		}
 		c := content{entry: e, stat: s.stats[k-1].Stat, offset: offset}
-		if f, ok := find(e.Path); ok && alike && f.untouched(c.stat, s.receipt.Probe) {
-			if b, ok := s.base.index.Find(e.Path); ok && b.Kind == index.File && b.Size == e.Size {
-				c.untouched, c.baseOffset = true, s.base.offsets[e.Path]
+		if proven {
+			if n, ok := findBase(e.Path); ok && s.base.index.Entries[n].Kind == index.File && s.base.index.Entries[n].Size == e.Size {
+				c.untouched, c.baseOffset = true, s.base.offsets[n]
 			}
 		}
 		s.files = append(s.files, c)
 		offset += e.Size
 	}
+	s.nothing = alike && untouched == len(s.stats) && slices.Equal(s.entries, s.base.index.Entries)
 }
 
 // describe says where the index comes from.
@@ -616,7 +627,13 @@ func (s *saving) describe() index.Build {
 
 // unchanged walks the cache directories once more: what is saved is the tree as it was at one moment, or nothing. For the
 // first walk has seen each directory at another time, and files were read after it.
+//
+// If it found the base, and every file of that untouched, this is known already: the base is a tree as it was at one
+// moment, no file was read, and none had changed since the restore when the walk came by.
 func (s *saving) unchanged(ctx context.Context) error {
+	if s.nothing {
+		return nil
+	}
 	w := s.walker
 	w.NoSources = true
 	tree, err := w.Walk(ctx, s.root)
@@ -641,11 +658,12 @@ const maxRounds = 20
 
 // encode returns the bytes of x.
 func (s *saving) encode(x *index.Index) ([]byte, error) {
+	var was *index.Index
 	var old []byte
 	if s.base != nil {
-		old = s.receipt.BaseData
+		was, old = s.base.index, s.receipt.BaseData
 	}
-	data, err := x.EncodeAfter(old)
+	data, err := x.EncodeAfter(was, old)
 	if err != nil {
 		// Not %w: index.ErrInvalid would say that what the store holds is damaged, and it is the tree that no index can
 		// describe.

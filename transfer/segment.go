@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"math"
 	"math/bits"
+	"slices"
+	"strings"
 
 	"nbc/chunk"
 	"nbc/index"
@@ -77,12 +79,12 @@ type base struct {
 	index *index.Index
 	// starts maps the offset of each chunk in the base's contents to its number; the end of the contents, too.
 	starts map[int64]int
-	// offsets are those of the base's files in its contents, by path.
-	offsets map[string]int64
+	// offsets are those of the base's entries in its contents; of one that is no file, where the next file begins.
+	offsets []int64
 }
 
 func newBase(x *index.Index) *base {
-	b := &base{index: x, starts: make(map[int64]int, len(x.Chunks)+1), offsets: make(map[string]int64, len(x.Entries))}
+	b := &base{index: x, starts: make(map[int64]int, len(x.Chunks)+1), offsets: make([]int64, len(x.Entries))}
 	var pos int64
 	for i, c := range x.Chunks {
 		b.starts[pos] = i
@@ -91,12 +93,33 @@ func newBase(x *index.Index) *base {
 	b.starts[pos] = len(x.Chunks)
 	pos = 0
 	for i := range x.Entries {
+		b.offsets[i] = pos
 		if e := &x.Entries[i]; e.Kind == index.File {
-			b.offsets[e.Path] = pos
 			pos += e.Size
 		}
 	}
 	return b
+}
+
+// lookup returns a function that finds the number of an entry by its path, quickest when it is asked for them in order.
+func (b *base) lookup() func(path string) (number int, ok bool) {
+	if b == nil {
+		return func(string) (int, bool) { return 0, false }
+	}
+	list, next := b.index.Entries, 0
+	return func(path string) (int, bool) {
+		if next == len(list) || list[next].Path != path {
+			var found bool
+			next, found = slices.BinarySearchFunc(list, path, func(e index.Entry, p string) int {
+				return strings.Compare(e.Path, p)
+			})
+			if !found {
+				return 0, false
+			}
+		}
+		next++
+		return next - 1, true
+	}
 }
 
 // chunks returns the base's chunks of s, if they can be used as they are, without reading a file: all its files are

@@ -109,7 +109,7 @@ func TestBaseChunksAreThoseOfTheSegment(t *testing.T) {
 			}
 			e := &x.Entries[i]
 			s.files = append(s.files, content{
-				entry: e, untouched: rapid.IntRange(0, 9).Draw(t, "touched") > 0, baseOffset: b.offsets[e.Path],
+				entry: e, untouched: rapid.IntRange(0, 9).Draw(t, "touched") > 0, baseOffset: b.offsets[i],
 			})
 			s.size += e.Size
 		}
