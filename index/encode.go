@@ -111,6 +111,10 @@ func (x *Index) EncodeAfter(was *Index, old []byte) ([]byte, error) {
 	return data, nil
 }
 
+// fewBytes is how long a section may be that is not worth the memory of an encoder: where nothing has changed there is only
+// one, on the build, and making the encoder's tables of 4 MB would take as long as all else.
+const fewBytes = 1 << 10
+
 func encodeSection(kind uint16, section any) (row, []byte, error) {
 	plain, err := encMode().Marshal(section)
 	if err != nil {
@@ -120,7 +124,10 @@ func encodeSection(kind uint16, section any) (row, []byte, error) {
 		return row{}, nil, fmt.Errorf("%w: a section of %d bytes, %d are allowed", ErrInvalid, len(plain), MaxSection)
 	}
 	r := row{kind: kind, flags: flagsOf(kind), encoding: zstdOne, plain: uint64(len(plain))}
-	stored := encoder().EncodeAll(plain, nil)
+	stored := plain
+	if len(plain) > fewBytes {
+		stored = encoder().EncodeAll(plain, nil)
+	}
 	if len(stored) >= len(plain) || r.plain > ratioBound(uint64(len(stored))) {
 		r.encoding, stored = asIs, plain
 	}

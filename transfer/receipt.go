@@ -8,7 +8,6 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
-	"nbc/chunk"
 	"nbc/index"
 )
 
@@ -58,18 +57,18 @@ type receipt struct {
 	// next save sees the same one even if it was replaced meanwhile. BaseStore is the ID of the store that has its chunks.
 	Base      string `cbor:"base"`
 	BaseStore string `cbor:"basestore"`
-	BaseData  []byte `cbor:"basedata"`
+	BaseData  []byte `cbor:"-"`
 
 	// Sources and SourceStats are what the build tool saw, before the build, in the same order.
-	Sources     receiptSources `cbor:"sources"`
-	SourceStats receiptStats   `cbor:"sourcestats"`
+	Sources     []index.Source `cbor:"-"`
+	SourceStats []index.Stat   `cbor:"-"`
 	// SourceProbe is for SourceStats what Probe is for Files.
 	SourceProbe int64 `cbor:"sourceprobe"`
 	// Shift is what was added to recorded times, in nanoseconds: 0 or less.
 	Shift int64 `cbor:"shift"`
 
 	// Files are the artifacts in place that are not directories, sorted by path, each with its lstat.
-	Files receiptFiles `cbor:"files"`
+	Files []receiptFile `cbor:"-"`
 	// Probe is the time, by the clock of the file system, of a moment at which all Files were as their Stats say. A file
 	// whose ctime is not older is racy: it may have been written once more within the same tick of that clock.
 	Probe int64 `cbor:"probe"`
@@ -120,6 +119,7 @@ func (r *receipt) lookup() func(path string) (*receiptFile, bool) {
 var (
 	receiptEnc = must(cbor.EncOptions{}.EncMode())
 	receiptDec = must(cbor.DecOptions{
+		MaxArrayElements:   index.MaxEntries,
 		ByteStringToString: cbor.ByteStringToStringAllowed,
 		UTF8:               cbor.UTF8DecodeInvalid, // paths are bytes
 	}.DecMode())
@@ -134,14 +134,11 @@ func must[T any](v T, err error) T {
 
 // write puts the receipt in place, whole.
 func (r *receipt) write(path string) error {
-	r.Version = receiptVersion
-	data, err := receiptEnc.Marshal(r)
+	data, err := r.encode()
 	if err != nil {
 		return fmt.Errorf("writing the receipt: %w", err)
 	}
-	// A digest at the end tells a receipt that a power failure has left without its bytes.
-	sum := chunk.Sum(data)
-	if err := replaceFile(path, append(data, sum[:]...)); err != nil {
+	if err := replaceFile(path, data); err != nil {
 		return local(fmt.Errorf("writing the receipt: %w", err))
 	}
 	return nil
@@ -150,19 +147,14 @@ func (r *receipt) write(path string) error {
 // readReceipt returns the receipt of the tree that root and st speak of, or nil: whatever is doubtful is no receipt.
 func readReceipt(path, root string, st index.Stat) *receipt {
 	data, err := os.ReadFile(path) // the user names the file
-	if err != nil || len(data) < chunk.IDSize {
+	if err != nil {
 		return nil
 	}
-	body := data[:len(data)-chunk.IDSize]
-	var r receipt
-	if chunk.Sum(body) != chunk.ID(data[len(body):]) || receiptDec.Unmarshal(body, &r) != nil {
+	r := decodeReceipt(data)
+	if r == nil || r.Root != root || r.RootDev != st.Dev || r.RootIno != st.Ino || len(r.Sources) != len(r.SourceStats) {
 		return nil
 	}
-	if r.Version != receiptVersion || r.Root != root || r.RootDev != st.Dev || r.RootIno != st.Ino ||
-		len(r.Sources) != len(r.SourceStats) {
-		return nil
-	}
-	return &r
+	return r
 }
 
 // removeReceipt makes sure that no receipt speaks of the tree while it changes.

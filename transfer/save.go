@@ -36,13 +36,13 @@ type saving struct {
 	find  *finding            // of output paths, or nil
 
 	artifacts []index.Found
-	// nothing says that the artifacts are those of the base, every one untouched.
+	// nothing says that the artifacts are those of the base, every one untouched, and all its chunks can be referred to.
 	nothing bool
-	entries   []index.Entry
-	files     []content
-	stats     []receiptFile
-	sources   []index.Source
-	probe     int64
+	entries []index.Entry
+	files   []content
+	stats   []receiptFile
+	sources []index.Source
+	probe   int64
 }
 
 // Save stores what the cache directories hold. Chunks go first and the index last, so a reader sees the old tree or the
@@ -181,7 +181,7 @@ func (s *saving) baseUsable() bool {
 // save is one attempt, with a walk of its own.
 func (s *saving) save(ctx context.Context) error {
 	s.report.Warnings = nil
-	s.dead, s.known, s.base = dead{}, map[chunk.ID]uint64{}, nil
+	s.dead, s.known, s.base = dead{}, nil, nil
 	skip, err := s.o.noRewrite()
 	if err != nil {
 		return err
@@ -197,9 +197,8 @@ func (s *saving) save(ctx context.Context) error {
 	if len(s.stats) == 0 {
 		return missf("there is nothing in %s", strings.Join(s.o.Dirs, ", "))
 	}
-
 	u := newUpload(s)
-	list := segments(s.files)
+	list := s.segments()
 	var todo []*segment
 	for i := range list {
 		var ok bool
@@ -215,6 +214,11 @@ func (s *saving) save(ctx context.Context) error {
 		return err
 	}
 	x := &index.Index{Epoch: s.state.Epoch, Roots: s.report.Roots, Entries: s.entries, Sources: s.sources, Build: s.describe()}
+	chunks := 0
+	for i := range list {
+		chunks += len(list[i].chunks)
+	}
+	x.Chunks = make([]index.Chunk, 0, chunks)
 	for i := range list {
 		x.Chunks = append(x.Chunks, list[i].chunks...)
 	}
@@ -239,6 +243,17 @@ func (s *saving) save(ctx context.Context) error {
 	s.report.Saved = true
 	s.settle(data)
 	return nil
+}
+
+// segments cuts the contents; where they are those of the base and can be reused as a whole there is only one.
+func (s *saving) segments() []segment {
+	if s.nothing && len(s.files) > 0 {
+		all := newSegment(s.files)
+		if _, s.nothing = s.base.chunks(&all, s.usable); s.nothing {
+			return []segment{all}
+		}
+	}
+	return segments(s.files)
 }
 
 // outputPaths describes where output paths were found.
@@ -403,8 +418,13 @@ func (s *saving) warn(format string, a ...any) {
 // learn adds the usable keys of bases to the known ones, those of the last base last.
 func (s *saving) learn(ctx context.Context, bases []*index.Index) error {
 	var newest uint64
+	chunks := 0
 	for _, x := range bases {
 		newest = max(newest, x.Epoch)
+		chunks += len(x.Chunks)
+	}
+	if s.known == nil { // else there are some of siblings
+		s.known = make(map[chunk.ID]uint64, chunks)
 	}
 	if err := s.state.checkEpoch(ctx, s.cache.Store, "a base", newest); err != nil {
 		return err
@@ -547,7 +567,7 @@ func (s *saving) describeSources(ctx context.Context, tree *index.Tree) error {
 func (s *saving) describeArtifacts(tree *index.Tree) {
 	n := len(tree.Artifacts)
 	s.entries = make([]index.Entry, 0, n)
-	s.files, s.stats = s.files[:0], make([]receiptFile, 0, n)
+	s.files, s.stats = make([]content, 0, n), make([]receiptFile, 0, n)
 	find := s.receipt.lookup()
 	type inode struct{ dev, ino uint64 }
 	first := map[inode]string{}
@@ -597,8 +617,10 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 		}
 		c := content{entry: e, stat: s.stats[k-1].Stat, offset: offset}
 		if proven {
-			if n, ok := findBase(e.Path); ok && s.base.index.Entries[n].Kind == index.File && s.base.index.Entries[n].Size == e.Size {
-				c.untouched, c.baseOffset = true, s.base.offsets[n]
+			if n, ok := findBase(e.Path); ok {
+				if was := &s.base.index.Entries[n]; was.Kind == index.File && was.Size == e.Size {
+					c.untouched, c.baseOffset = true, s.base.offsets[n]
+				}
 			}
 		}
 		s.files = append(s.files, c)
