@@ -11,13 +11,21 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if os.Getenv("GOGC") == "" {
+		// Half of Go's default. Most of what is live at any moment are buffers that are used again and lists of files, so that
+		// a restore of 1.2 GB takes as long, and 58 MB instead of 71.
+		debug.SetGCPercent(50)
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 // run is the whole program: it does what args say and returns the exit code.
 func run(args []string, stdout io.Writer, stderr *os.File) int {
