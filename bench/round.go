@@ -688,8 +688,27 @@ func (r *round) haskellCorpus(ctx context.Context) error {
 
 // update makes dir equal to the tree to, writing only files whose contents differ, as a build does.
 func update(dir, to string) error {
+	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || file == dir {
+			return err
+		}
+		rel, err := filepath.Rel(dir, file)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Lstat(filepath.Join(to, rel)); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.RemoveAll(file); err != nil || !d.IsDir() { // #nosec G122 -- nobody else writes there
+			return err
+		}
+		return fs.SkipDir
+	})
+	if err != nil {
+		return err
+	}
 	return filepath.WalkDir(to, func(file string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+		if err != nil {
 			return err
 		}
 		rel, err := filepath.Rel(to, file)
@@ -697,10 +716,13 @@ func update(dir, to string) error {
 			return err
 		}
 		mine := filepath.Join(dir, rel)
-		if sameFile(mine, file) == nil {
+		if d.IsDir() {
+			return os.MkdirAll(mine, 0o700) // #nosec G122 -- as above
+		}
+		if !d.Type().IsRegular() || sameFile(mine, file) == nil {
 			return nil
 		}
-		data, err := os.ReadFile(file) // #nosec G122 -- nobody else writes there
+		data, err := os.ReadFile(file) // #nosec G122 -- as above
 		if err != nil {
 			return err
 		}

@@ -30,7 +30,7 @@ func Example() {
 }
 
 func ExampleSplitter() {
-	stream := strings.NewReader(strings.Repeat("x", 1_000_000))
+	stream := strings.NewReader(strings.Repeat("x", 1_500_000))
 	params := chunk.DefaultParams()
 	s := chunk.NewSplitter(stream, params)
 	buf := make([]byte, 0, params.Max)
@@ -46,8 +46,8 @@ func ExampleSplitter() {
 		fmt.Println(len(piece), chunk.Sum(piece))
 	}
 	// Output:
-	// 655360 fcf7a914845bf9485b8b5df15d0724512f299c54ed17c14dfc32bd40237071e3
-	// 344640 063dcd402a480ea740082d440c0263097af0dcf8d85115c7fbe9136189165404
+	// 1048576 ee4badf0134a6e1deca8a3e18d8d66fbcd3057d479da8bd77ba54ef3ee1c1782
+	// 451424 71e5a29a8e48631a741dc1d20e36186a98b10bbacaabd5af28fcbc9a74925ca8
 }
 
 func ExampleParsePath() {

@@ -132,7 +132,7 @@ func TestDefaultParams(t *testing.T) {
 	if pol := chunker.Pol(defaultPolynomial); pol.Deg() != 53 || !pol.Irreducible() {
 		t.Error("the polynomial is not what Validate takes it for")
 	}
-	if p := DefaultParams(); p != (Params{Polynomial: 0x37a260098117ad, Min: 98304, Max: 655360, Bits: 16}) {
+	if p := DefaultParams(); p != (Params{Polynomial: 0x37a260098117ad, Min: 131072, Max: 1048576, Bits: 17}) {
 		t.Errorf("%+v are not those of FORMAT.md", p)
 	}
 }

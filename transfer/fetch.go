@@ -12,8 +12,8 @@ import (
 	"nbc/transfer/store"
 )
 
-// inFlight bounds the plain bytes of all chunks that were asked for and are not written yet. At an average of 160 KiB
-// it has room for some 200, more than the 64 that hide a round trip of 30 ms.
+// inFlight bounds the plain bytes of all chunks that were asked for and are not written yet. At an average of 256 KiB
+// it has room for some 120, more than the 64 that hide a round trip of 30 ms.
 const inFlight = 32 << 20
 
 // fetcher gets chunks ahead of those who take them. Chunks are asked for in the order in which they are wanted, so the

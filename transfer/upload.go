@@ -18,8 +18,9 @@ import (
 	"nbc/transfer/store"
 )
 
-// encodedInFlight bounds the stored bytes that wait for an answer of the store.
-const encodedInFlight = 16 << 20
+// encodedInFlight bounds the stored bytes that wait for an answer of the store: room for 64 chunks that compress to half
+// their size, and for 30 that do not at all.
+const encodedInFlight = 8 << 20
 
 // upload turns segments into chunks in the store.
 //

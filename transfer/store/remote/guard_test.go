@@ -64,7 +64,7 @@ func largeIndex(t testing.TB) []byte {
 }
 
 const goodFormat = `{"version": 1, "id": "5f0d0b9a6e4a1c0c7f3f6a2c9f1b7d55", "hash": "blake3-256",
-	"compression": "zstd", "min_writer": 1, "chunker": {"polynomial": "0x37a260098117ad", "min": 98304, "max": 655360, "bits": 16}}`
+	"compression": "zstd", "min_writer": 1, "chunker": {"polynomial": "0x37a260098117ad", "min": 131072, "max": 1048576, "bits": 17}}`
 
 func mustPut(t testing.TB, s store.Store, key string, data []byte) {
 	t.Helper()
@@ -275,7 +275,7 @@ func TestPutIsChecked(t *testing.T) {
 		"another hash":          {"format", []byte(strings.Replace(goodFormat, "blake3-256", "md5", 1)), fs.ErrInvalid},
 		"a bad polynomial":      {"format", []byte(strings.Replace(goodFormat, "0x37a2", "0x00", 1)), fs.ErrInvalid},
 		"later writers only":    {"format", []byte(strings.Replace(goodFormat, `er": 1`, `er": 999`, 1)), fs.ErrInvalid},
-		"other cuts":            {"format", []byte(strings.Replace(goodFormat, "98304", "65536", 1)), fs.ErrInvalid},
+		"other cuts":            {"format", []byte(strings.Replace(goodFormat, "131072", "65536", 1)), fs.ErrInvalid},
 		"no ID":                 {"format", []byte(strings.Replace(goodFormat, "5f0d", "", 1)), fs.ErrInvalid},
 		"the collector's":       {"gc/state", []byte(`{"version":1,"epoch":9}`), store.ErrRefused},
 		"a manifest":            {"gc/m/abc", []byte("x"), store.ErrRefused},
