@@ -38,12 +38,9 @@ func (c *Cache) DropIndex(ctx context.Context, name string) error {
 	x, err := g.readIndex(ctx, store.Info{Key: key})
 	switch {
 	case errors.Is(err, index.ErrInvalid), errors.Is(err, index.ErrVersion):
-		// Its version is all that is needed. The epoch of a tombstone means nothing: it has no keys.
-		o, err := c.Store.Get(ctx, key, store.Read{Length: 1})
-		if err != nil {
-			return fmt.Errorf("reading the index of %s: %w", name, err)
-		}
-		x.info.Version, x.epoch = o.Version, firstEpoch
+		// The version that could not be read is all that is needed: asked for once more, it could be that of a save that
+		// was acknowledged meanwhile. The epoch of a tombstone means nothing: it has no keys.
+		x.epoch = firstEpoch
 	case err != nil:
 		return fmt.Errorf("reading the index of %s: %w", name, err)
 	case x.tombstone:

@@ -198,7 +198,8 @@ func (g *collection) eachIndex(
 // gigabytes, which cost more than a second request for the large ones.
 const keysFirst = 64 << 10
 
-// readIndex reads the chunk keys of one index. The name is set also with an error.
+// readIndex reads the chunk keys of one index. The name is set also with an error; and so is the version, once there is
+// one, so that whoever drops what cannot be read drops what was read.
 func (g *collection) readIndex(ctx context.Context, info store.Info) (indexKeys, error) {
 	x := indexKeys{info: info}
 	var err error
@@ -212,6 +213,7 @@ func (g *collection) readIndex(ctx context.Context, info store.Info) (indexKeys,
 		if err != nil {
 			return x, err
 		}
+		x.info.Version = o.Version
 		need, err := index.PrefixSize(o.Data)
 		if err != nil {
 			return x, err
@@ -228,7 +230,6 @@ func (g *collection) readIndex(ctx context.Context, info store.Info) (indexKeys,
 			}
 			data = append(data, rest.Data...)
 		}
-		x.info.Version = o.Version
 		if x.epoch, x.chunks, err = index.DecodeChunks(data); err != nil {
 			return x, err
 		}

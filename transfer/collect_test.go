@@ -493,6 +493,38 @@ func TestDropIndex(t *testing.T) {
 	s.wantChunks("b.1")
 }
 
+// A save that comes after an index that cannot be read was read, and before it is dropped, stays: whatever request it
+// comes ahead of.
+func TestDropIndexThatCannotBeRead(t *testing.T) {
+	ctx := context.Background()
+	for n := 1; ; n++ {
+		s := newShelf(t)
+		bad := indexOf(t, 1, "a.1")
+		bad[60] ^= 1
+		s.put("index/x", bad)
+		c := *s.cache
+		f := &storetest.Faulty{Store: s.store, Fault: func(c storetest.Call) storetest.Fault {
+			if c.N == n {
+				s.save("x", 1, "b.1")
+			}
+			return storetest.Fault{}
+		}}
+		c.Store = f
+		err := c.DropIndex(ctx, "x")
+		if f.Calls() <= n {
+			if err != nil || n < 2 {
+				t.Errorf("without a save: %v after %d requests", err, n)
+			}
+			return
+		}
+		if !errors.Is(err, store.ErrConflict) {
+			t.Errorf("a save ahead of request %d: %v", n, err)
+		}
+		s.collect(CollectOptions{})
+		s.wantChunks("b.1")
+	}
+}
+
 // conditional is a store that can delete on a condition.
 type conditional struct {
 	store.Store
