@@ -80,8 +80,8 @@ func (g *collection) dropOld(
 	group.SetLimit(g.cache.requests())
 	for i, info := range list {
 		name, err := index.ParsePath(info.Key)
-		if err != nil || info.Modified.After(since) || g.keep.Match(name) {
-			continue
+		if err != nil || info.Modified.IsZero() || info.Modified.After(since) || g.keep.Match(name) {
+			continue // or the store does not tell how old it is
 		}
 		group.Go(func() error {
 			x, err := g.readIndex(gctx, info)
