@@ -392,8 +392,8 @@ func (g *collection) missing(ctx context.Context, st State, m *mark, list []stor
 			return err
 		}
 		if !ok || !d.all(x.chunks) {
-			g.warn("%s lacks %d of its chunks, of which no collection knows; its next save sends them again", x.name,
-				len(x.chunks))
+			g.warn("%s lacks %d of its chunks, which no collection has deleted; a restore finds it out, and the save after "+
+				"that sends them again", x.name, len(x.chunks))
 			continue
 		}
 		if !g.o.DryRun {

@@ -955,6 +955,18 @@ var modelConfigs = []modelConfig{
 		needs: allNeeds, dropper: true, late: true, states: 11_340_410,
 	},
 	{
+		size: "large", name: "repairs, 2 savers, 2 collectors, 1 epoch", savers: 2, collectors: 2, epochs: 1,
+		needs: allNeeds, repairer: true, states: 1_395_681,
+	},
+	{
+		size: "large", name: "repairs, 2 savers, 1 collector, 2 epochs", savers: 2, collectors: 1, epochs: 2,
+		needs: allNeeds, repairer: true, states: 5_656_905,
+	},
+	{
+		size: "large", name: "repairs, HEAD dedup, 2 savers, 1 collector, 1 epoch, killed", savers: 2, collectors: 1,
+		epochs: 1, needs: allNeeds, head: true, late: true, repairer: true, states: 1_045_436,
+	},
+	{
 		size: "large", name: "manifests kept for 1 epoch, 2 savers, 1 collector, 3 epochs", savers: 2, collectors: 1,
 		epochs: 3, needs: allNeeds, manifests: 1, states: 22_599_798,
 	},
