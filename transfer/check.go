@@ -529,7 +529,8 @@ func (k *checking) examine(ctx context.Context, was indexKeys) error {
 
 // still returns those of lacks that are not as they should be at this moment, and says what is wrong with them. It asks
 // for all of them, or for those that nobody has asked for yet: a listing is no snapshot, and what is put once more while
-// it goes on may be left out, in a directory for example.
+// it goes on may be left out, in a directory for example. It reads what is damaged in any case: whoever found that so may
+// have had another length for it, from an index that is wrong about it.
 func (k *checking) still(
 	ctx context.Context, lacks []index.Chunk, problems map[chunk.Key]string, all bool,
 ) (rest []index.Chunk, err error) {
@@ -538,7 +539,7 @@ func (k *checking) still(
 	group.SetLimit(k.cache.requests())
 	for i, c := range lacks {
 		found[i] = problems[c.Key]
-		if first := k.marks.claim(&k.refs, c.Key); !first && !all {
+		if first := k.marks.claim(&k.refs, c.Key); !first && !all && found[i] != problemDamaged {
 			continue
 		}
 		group.Go(func() (err error) {

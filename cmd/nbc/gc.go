@@ -129,12 +129,16 @@ func gcHint(err error, r *transfer.CollectReport) error {
 	return &hinted{err, "drop it, or save it again: nbc rm " + quoted(r.Unreadable[0].Name)}
 }
 
-// quoted is a name as a shell takes it.
+// quoted is a name as a shell takes it, and nbc behind it.
 func quoted(name string) string {
-	if name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+@=/:") == "" {
-		return name
+	text := name
+	if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+@=/:") != "" {
+		text = "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 	}
-	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
+	if strings.HasPrefix(name, "-") {
+		text = "-- " + text // or it would be a flag
+	}
+	return text
 }
 
 // gcJSON is what --json prints of a collection.
