@@ -564,6 +564,29 @@ func TestDropIndexThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// An index that makes up its epoch looks like a lost state to everybody; when it is dropped, that is over.
+func TestDropIndexOfAnEpochThatIsMadeUp(t *testing.T) {
+	s := newShelf(t)
+	s.probed()
+	s.save("x", 1, "a.1")
+	s.chunk("b", 1)
+	s.put("index/evil", indexOf(t, 1<<60, "a.1"))
+	_, err := s.cache.Collect(context.Background(), CollectOptions{})
+	if !errors.Is(err, ErrStateLost) || !strings.Contains(err.Error(), "the index of evil") {
+		t.Errorf("%v", err)
+	}
+	if err := s.cache.DropIndex(context.Background(), "evil"); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.collect(CollectOptions{}); r.Deleted.Chunks != 1 || r.Indexes.Tombstones != 1 {
+		t.Errorf("%+v", r)
+	}
+	if r, _, err := s.check(CheckOptions{}); err != nil || r.Names != 1 {
+		t.Errorf("%v, %+v", err, r)
+	}
+	s.wantChunks("a.1")
+}
+
 // conditional is a store that can delete on a condition.
 type conditional struct {
 	store.Store
