@@ -971,7 +971,7 @@ var modelConfigs = []modelConfig{
 	},
 	{
 		size: "large", name: "listings in pages, 2 savers, 2 collectors, 2 epochs", savers: 2, collectors: 2, epochs: 2,
-		needs: anyNeed, realMark: true, paged: true, states: 0,
+		needs: anyNeed, realMark: true, paged: true, states: 3_514_010,
 	},
 	{
 		size: "large", name: "repairs, 2 savers, 2 collectors, 1 epoch", savers: 2, collectors: 2, epochs: 1,
