@@ -482,11 +482,9 @@ func (k *checking) examine(ctx context.Context, was indexKeys) error {
 		problems[c.Key] = k.marks.problem(&k.refs, c.Key)
 		lacks = append(lacks, c)
 	}
-	if version != k.versions[was.info.Key] {
-		// It was saved since, and its old chunks may have been collected. What it refers to now is asked for.
-		if lacks, err = k.still(ctx, lacks, problems); err != nil {
-			return err
-		}
+	// If it was saved since, its old chunks may have been collected, and what it refers to now is asked for.
+	if lacks, err = k.still(ctx, lacks, problems, version != k.versions[was.info.Key]); err != nil {
+		return err
 	}
 	if len(lacks) == 0 {
 		return nil
@@ -499,11 +497,11 @@ func (k *checking) examine(ctx context.Context, was indexKeys) error {
 	if err != nil {
 		return err
 	}
-	if known && len(k.dead.among(lacks)) > 0 {
+	if known && k.dead.all(lacks) {
 		k.report.Dead = append(k.report.Dead, was.name)
 		return nil
 	}
-	if known && k.o.Repair != nil {
+	if known && k.o.Repair != nil && len(k.dead.among(lacks)) == 0 {
 		if lacks, err = k.repair(ctx, lacks, problems); err != nil {
 			return err
 		}
@@ -529,17 +527,34 @@ func (k *checking) examine(ctx context.Context, was indexKeys) error {
 	return err
 }
 
-// still returns those of lacks that are not as they should be at this moment, and says what is wrong with them.
+// still returns those of lacks that are not as they should be at this moment, and says what is wrong with them. It asks
+// for all of them, or for those that nobody has asked for yet: a listing is no snapshot, and what is put once more while
+// it goes on may be left out, in a directory for example. It reads what is damaged in any case: whoever found that so may
+// have had another length for it, from an index that is wrong about it.
 func (k *checking) still(
-	ctx context.Context, lacks []index.Chunk, problems map[chunk.Key]string,
+	ctx context.Context, lacks []index.Chunk, problems map[chunk.Key]string, all bool,
 ) (rest []index.Chunk, err error) {
-	for _, c := range lacks {
-		p, err := k.readChunk(ctx, c, problems[c.Key] == problemDamaged)
-		if err != nil {
-			return nil, err
+	found := make([]string, len(lacks))
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(k.cache.requests())
+	for i, c := range lacks {
+		found[i] = problems[c.Key]
+		if first := k.marks.claim(&k.refs, c.Key); !first && !all && found[i] != problemDamaged {
+			continue
 		}
-		if p != "" {
-			problems[c.Key] = p
+		group.Go(func() (err error) {
+			if found[i], err = k.readChunk(gctx, c, found[i] == problemDamaged); err == nil {
+				k.marks.found(&k.refs, c.Key, found[i])
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	for i, c := range lacks {
+		if found[i] != "" {
+			problems[c.Key] = found[i]
 			rest = append(rest, c)
 		}
 	}

@@ -245,7 +245,12 @@ func (g *collection) begin(ctx context.Context, st State, version string) (done 
 		Version: stateVersion, Epoch: st.Epoch + 1, Fence: st.Epoch, Phase: fenced,
 		Condemned: m.condemned, Earlier: st.Dead,
 	}
-	if next.Dead, err = g.putDead(ctx, next.Epoch, st.Dead, &m.dead); err != nil {
+	next.Dead, err = g.putDead(ctx, version, next.Epoch, st.Dead, &m.dead)
+	if errors.Is(err, errMoved) {
+		g.report.Reason = fasterReason
+		return true, nil
+	}
+	if err != nil {
 		return false, err
 	}
 	won, err := g.swap(ctx, &next, version)
@@ -316,7 +321,7 @@ func (g *collection) spare(
 		// Nobody knows what was condemned, and nothing of it was deleted. So nothing will be.
 		g.warn("what was condemned is lost, so nothing is deleted: %v", err)
 		next.Phase, next.Condemned = idle, nil
-		next.Dead, err = g.putDead(ctx, st.Epoch, st.Earlier, &deadList{})
+		next.Dead, err = g.putDead(ctx, version, st.Epoch, st.Earlier, &deadList{})
 		return Amount{}, err
 	}
 	if err != nil || len(spared) == 0 {
@@ -325,7 +330,7 @@ func (g *collection) spare(
 	if next.Spared, err = g.putSpared(ctx, st.Epoch, spared); err != nil {
 		return Amount{}, err
 	}
-	next.Dead, err = g.putDead(ctx, st.Epoch, st.Earlier, &gone)
+	next.Dead, err = g.putDead(ctx, version, st.Epoch, st.Earlier, &gone)
 	return amount, err
 }
 

@@ -28,8 +28,8 @@ import (
 	"nbc/transfer/store/storetest"
 )
 
-// This file runs the real code against an adversary: Restore, Save, Collect and DropIndex of several processes, over
-// a store in memory that answers one request at a time, chosen by a seed. Processes are stopped, killed at any request,
+// This file runs the real code against an adversary: Restore, Save, Collect, DropIndex and Check of several processes,
+// over a store in memory that answers one request at a time, chosen by a seed; a listing takes several. Processes are stopped, killed at any request,
 // and lose answers; what they had asked for when they were killed may be executed at any later time. After every
 // request that matters, the store is looked at as a whole.
 
@@ -53,13 +53,16 @@ type request struct {
 	read store.Read
 	// deleteIf is the version of a conditional delete.
 	deleteIf string
-	reply    chan reply
+	// after is the last key of a listing that was answered already.
+	after string
+	reply chan reply
 }
 
 type reply struct {
 	object  store.Object
 	version string
 	list    []store.Info
+	more    bool // there are more to be listed
 	err     error
 }
 
@@ -75,6 +78,8 @@ func (r *request) String() string {
 		s += " if " + r.cond.IfVersion
 	case r.deleteIf != "":
 		s += " if " + r.deleteIf
+	case r.after != "":
+		s += " after " + short(r.after)
 	}
 	return s
 }
@@ -91,7 +96,7 @@ func short(key string) string {
 type instance struct {
 	w    *arena
 	name string
-	// kind is saver, collector or dropper.
+	// kind is saver, collector, dropper or checker.
 	kind string
 	dead bool // guarded by w.mu
 
@@ -104,6 +109,9 @@ type instance struct {
 	state   reply
 	indexes []store.Info
 	fencing bool
+	// blind says of chunks, by their keys, whether this process takes them for missing, until it has put them again; nil
+	// if it sees all.
+	blind map[string]bool
 }
 
 var _ store.Store = (*instance)(nil)
@@ -131,13 +139,19 @@ func (i *instance) Put(ctx context.Context, key string, data []byte, c store.Con
 }
 
 func (i *instance) List(ctx context.Context, prefix string, yield func(store.Info) error) error {
-	a := i.ask(ctx, &request{op: storetest.List, key: prefix})
-	for _, info := range a.list {
-		if err := yield(info); err != nil {
-			return err
+	after := ""
+	for {
+		a := i.ask(ctx, &request{op: storetest.List, key: prefix, after: after})
+		for _, info := range a.list {
+			if err := yield(info); err != nil {
+				return err
+			}
+			after = info.Key
+		}
+		if a.err != nil || !a.more {
+			return a.err
 		}
 	}
-	return a.err
 }
 
 func (i *instance) Delete(ctx context.Context, keys ...string) error {
@@ -168,10 +182,12 @@ type arena struct {
 	trees            map[string]map[string]string
 	// physical maps a chunk's ID to the epoch under which the store has it, for the lie of the same key.
 	physical map[chunk.ID]uint64
+	// copies are all chunks that were ever put.
+	copies map[chunk.ID][]byte
 
 	broken                              []string
 	saves, hits, collections, deletions int
-	kills, lates                        int
+	kills, lates, repairs               int
 }
 
 func (w *arena) say(format string, a ...any) { w.log = append(w.log, fmt.Sprintf(format, a...)) }
@@ -289,11 +305,31 @@ func (w *arena) execute(r *request) (a reply) {
 	case storetest.Get:
 		a.object, a.err = w.mem.Get(ctx, r.key, r.read)
 		i.seen[r.key] = a.object.Version
+		if i.misses(r.key) {
+			a = absent
+		}
 	case storetest.List:
-		a.err = w.mem.List(ctx, r.key, func(info store.Info) error { a.list = append(a.list, info); return nil })
+		const page = 4
+		a.err = w.mem.List(ctx, r.key, func(info store.Info) error {
+			switch {
+			case info.Key <= r.after || i.misses(info.Key):
+			case len(a.list) == page:
+				a.more = true
+			default:
+				a.list = append(a.list, info)
+			}
+			return nil
+		})
 	case storetest.Put:
 		old, oldErr := w.version(r.key)
 		a.version, a.err = w.mem.Put(ctx, r.key, r.data, r.cond)
+		if k, err := chunk.ParsePath(r.key); err == nil {
+			w.copies[k.ID] = r.data
+			if i.kind == "checker" {
+				i.blind[r.key] = false
+				w.repairs++
+			}
+		}
 		if isIndex && a.err == nil {
 			x, err := index.Decode(r.data)
 			switch {
@@ -335,6 +371,25 @@ func (w *arena) execute(r *request) (a reply) {
 		w.look(r)
 	}
 	return a
+}
+
+// misses says whether a process takes a chunk for missing that is there, which it does with each third.
+func (i *instance) misses(key string) bool {
+	if i.blind == nil || !strings.HasPrefix(key, chunk.Prefix) {
+		return false
+	}
+	if _, ok := i.blind[key]; !ok {
+		i.blind[key] = i.w.rng.IntN(3) == 0
+	}
+	return i.blind[key]
+}
+
+// Copy makes the arena a near store that has everything.
+func (w *arena) Copy(id chunk.ID) ([]byte, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	data, ok := w.copies[id]
+	return data, ok
 }
 
 func (w *arena) version(key string) (string, error) {
@@ -555,6 +610,36 @@ func (w *arena) collector(n, runs int, drops bool, rng *rand.Rand) {
 		if err == nil && r.Deleted.Chunks > 0 {
 			w.collections++
 		}
+		if w.lie.name == "" { // nothing is ever damaged here, and nothing lost
+			for _, text := range r.Warnings {
+				w.breaks("%s: %s", i.name, text)
+			}
+		}
+		w.mu.Unlock()
+		w.ended(i, err)
+	}
+}
+
+// checker is somebody who checks again and again. One that is blind takes chunks for missing that are there, and puts
+// them again, at moments when no other one would have a reason to.
+func (w *arena) checker(runs int, blind bool, rng *rand.Rand) {
+	for range runs {
+		i := w.instance("checker", "checker")
+		if blind {
+			i.blind = map[string]bool{}
+		}
+		o := CheckOptions{Repair: w, ReadData: rng.IntN(3) == 0}
+		if rng.IntN(3) == 0 {
+			o.Names = []string{"**"}
+		}
+		r, err := (&Cache{Store: i}).Check(context.Background(), o, func(BrokenFile) error { return nil })
+		if blind && errors.Is(err, ErrMissing) {
+			err = nil // of an index that is older than the manifests, or replaced
+		}
+		w.mu.Lock()
+		if !blind && len(r.Broken) > 0 || !blind && r.Repaired > 0 {
+			w.breaks("%s takes for broken what is not: %+v, %d repaired", i.name, r.Broken, r.Repaired)
+		}
 		w.mu.Unlock()
 		w.ended(i, err)
 	}
@@ -579,7 +664,7 @@ func runSeed(t *testing.T, seed uint64, l lie, dir string) (w *arena) {
 		w = &arena{
 			t: t, rng: rng, mem: storetest.Memory(), lie: l,
 			weights: map[string]int{}, acked: map[string]bool{}, destroyed: map[string]bool{},
-			trees: map[string]map[string]string{}, physical: map[chunk.ID]uint64{},
+			trees: map[string]map[string]string{}, physical: map[chunk.ID]uint64{}, copies: map[chunk.ID][]byte{},
 		}
 		// Chunks are small here, so that a tree of three files has several.
 		f := NewFormat()
@@ -618,6 +703,9 @@ func runSeed(t *testing.T, seed uint64, l lie, dir string) (w *arena) {
 		}
 		if drops {
 			start(func(rng *rand.Rand) { w.dropper(4, rng) })
+		}
+		if l.name == "" && seed%3 > 0 {
+			start(func(rng *rand.Rand) { w.checker(4, seed%3 == 1, rng) })
 		}
 		w.mu.Unlock()
 		w.run()
@@ -726,6 +814,7 @@ func runSeeds(t *testing.T, seeds int, l lie) (first *arena, seed int) {
 			sum.deletions += w.deletions
 			sum.kills += w.kills
 			sum.lates += w.lates
+			sum.repairs += w.repairs
 			sum.steps += w.steps
 			if len(w.broken) > 0 && first == nil {
 				first, seed = w, n
@@ -737,8 +826,8 @@ func runSeeds(t *testing.T, seeds int, l lie) (first *arena, seed int) {
 		t.Error(err)
 	}
 	t.Logf("%d requests, %d saves acknowledged, %d trees restored, %d collections with %d chunks deleted, "+
-		"%d processes killed, %d requests late", sum.steps, sum.saves, sum.hits, sum.collections,
-		sum.deletions, sum.kills, sum.lates)
+		"%d chunks put by repairs, %d processes killed, %d requests late", sum.steps, sum.saves, sum.hits, sum.collections,
+		sum.deletions, sum.repairs, sum.kills, sum.lates)
 	if first == nil && (sum.saves == 0 || sum.hits == 0 || sum.deletions == 0 || sum.kills == 0 || sum.lates == 0) {
 		t.Error("that is not what was to be tested")
 	}
@@ -848,9 +937,12 @@ var lies = []lie{
 		i := r.from
 		switch {
 		case r.op == storetest.List && r.key == index.Prefix && i.fencing:
-			a.list = i.indexes
+			a.list, a.more = i.indexes, false
 		case r.op == storetest.List && r.key == index.Prefix:
-			i.indexes = a.list
+			if r.after == "" {
+				i.indexes = nil
+			}
+			i.indexes = append(i.indexes, a.list...)
 		case r.op == storetest.Put && r.key == StatePath && a.err == nil,
 			r.op == storetest.Get && r.key == StatePath && bytes.Contains(a.object.Data, []byte(`"fenced"`)):
 			i.fencing = true

@@ -38,12 +38,8 @@ func (c *Cache) DropIndex(ctx context.Context, name string) error {
 	x, err := g.readIndex(ctx, store.Info{Key: key})
 	switch {
 	case errors.Is(err, index.ErrInvalid), errors.Is(err, index.ErrVersion):
-		// Its version is all that is needed. The epoch of a tombstone means nothing: it has no keys.
-		o, err := c.Store.Get(ctx, key, store.Read{Length: 1})
-		if err != nil {
-			return fmt.Errorf("reading the index of %s: %w", name, err)
-		}
-		x.info.Version, x.epoch = o.Version, firstEpoch
+		// The version that could not be read is all that is needed: asked for once more, it could be that of a save that
+		// was acknowledged meanwhile.
 	case err != nil:
 		return fmt.Errorf("reading the index of %s: %w", name, err)
 	case x.tombstone:
@@ -54,8 +50,11 @@ func (c *Cache) DropIndex(ctx context.Context, name string) error {
 }
 
 // bury puts a tombstone in place of x. The error is store.ErrConflict if x has been replaced.
+//
+// It is of the first epoch, which means nothing, as it has no keys. With the epoch of x, one that is made up, or was saved
+// before an old copy of gc/state was put back, would still say after it was dropped that the state was lost.
 func (c *Cache) bury(ctx context.Context, x indexKeys) (version string, err error) {
-	t := index.Index{Epoch: x.epoch, Build: index.Build{Saved: c.now().UnixNano(), Version: c.Version}}
+	t := index.Index{Epoch: firstEpoch, Build: index.Build{Saved: c.now().UnixNano(), Version: c.Version}}
 	data, err := t.Encode()
 	if err != nil {
 		return "", fmt.Errorf("making a tombstone: %w", err)
@@ -83,8 +82,8 @@ func (g *collection) dropOld(
 	group.SetLimit(g.cache.requests())
 	for i, info := range list {
 		name, err := index.ParsePath(info.Key)
-		if err != nil || info.Modified.After(since) || g.keep.Match(name) {
-			continue
+		if err != nil || info.Modified.IsZero() || info.Modified.After(since) || g.keep.Match(name) {
+			continue // or the store does not tell how old it is
 		}
 		group.Go(func() error {
 			x, err := g.readIndex(gctx, info)

@@ -264,8 +264,11 @@ func spans(earlier []Manifest, epoch uint64, now time.Time) []Manifest {
 	return chosen
 }
 
-// putDead puts the manifests for savers in that epoch: what died in it, alone and together with what died before.
-func (g *collection) putDead(ctx context.Context, epoch uint64, earlier []Manifest, d *deadList) ([]Manifest, error) {
+// putDead puts the manifests for savers in that epoch: what died in it, alone and together with what died before. Version
+// is that of the state that is to be replaced; the error is errMoved if it is found to have been replaced already.
+func (g *collection) putDead(
+	ctx context.Context, version string, epoch uint64, earlier []Manifest, d *deadList,
+) ([]Manifest, error) {
 	if d.tooMany {
 		g.warn("more than %d chunks are condemned at once: the next save of each name will send everything again", maxDead)
 		return nil, nil
@@ -292,6 +295,9 @@ func (g *collection) putDead(ctx context.Context, epoch uint64, earlier []Manife
 	for _, m := range spans(earlier, epoch, now) {
 		set, err := readFingerprints(ctx, g.cache.Store, m.Key, deadWidth, maxManifest)
 		if errors.Is(err, store.ErrNotExist) || errors.Is(err, errManifest) || errors.Is(err, store.ErrTooLarge) {
+			if err := g.unchanged(ctx, version); err != nil {
+				return nil, err
+			}
 			g.warn("manifest %s is lost: the next save of names that were not saved since sends everything again", m.Key)
 			continue
 		}

@@ -198,7 +198,8 @@ func (g *collection) eachIndex(
 // gigabytes, which cost more than a second request for the large ones.
 const keysFirst = 64 << 10
 
-// readIndex reads the chunk keys of one index. The name is set also with an error.
+// readIndex reads the chunk keys of one index. The name is set also with an error; and so is the version, once there is
+// one, so that whoever drops what cannot be read drops what was read.
 func (g *collection) readIndex(ctx context.Context, info store.Info) (indexKeys, error) {
 	x := indexKeys{info: info}
 	var err error
@@ -212,6 +213,7 @@ func (g *collection) readIndex(ctx context.Context, info store.Info) (indexKeys,
 		if err != nil {
 			return x, err
 		}
+		x.info.Version = o.Version
 		need, err := index.PrefixSize(o.Data)
 		if err != nil {
 			return x, err
@@ -228,7 +230,6 @@ func (g *collection) readIndex(ctx context.Context, info store.Info) (indexKeys,
 			}
 			data = append(data, rest.Data...)
 		}
-		x.info.Version = o.Version
 		if x.epoch, x.chunks, err = index.DecodeChunks(data); err != nil {
 			return x, err
 		}
@@ -346,10 +347,16 @@ func (g *collection) listChunks(
 	return nil
 }
 
-// missing says which indexes refer to chunks that the store does not have. Of one whose save was fenced off and never
-// put again it is what the protocol expects: it is dropped. Of any other it is damage.
+// missing says which indexes refer to chunks that the listing did not have. Of one whose save was fenced off and never
+// put again it is what the protocol expects: it is dropped. Of any other it is damage. The error is errMoved if another
+// collection has begun since: it may have deleted what an index lacks, and st does not tell of that.
 func (g *collection) missing(ctx context.Context, st State, m *mark, list []store.Info) error {
 	g.cache.Progress.phase("finding out which indexes lack chunks")
+	if now, err := readState(ctx, g.cache.Store); err != nil {
+		return err
+	} else if now.Writer != st.Writer {
+		return errMoved
+	}
 	var mu sync.Mutex
 	var lacking []indexKeys
 	err := g.readIndexes(ctx, st, list, nil, func(x indexKeys) {
@@ -372,14 +379,21 @@ func (g *collection) missing(ctx context.Context, st State, m *mark, list []stor
 		return cmp.Or(cmp.Compare(a.epoch, b.epoch), strings.Compare(a.name, b.name))
 	})
 	var d dead
+	there := map[chunk.Key]bool{}
 	for _, x := range lacking {
+		if x.chunks, err = g.absent(ctx, x.chunks, there); err != nil {
+			return err
+		}
+		if len(x.chunks) == 0 {
+			continue
+		}
 		ok, err := d.learn(ctx, g.cache.Store, st, x.epoch)
 		if err != nil {
 			return err
 		}
-		if !ok || len(d.among(x.chunks)) == 0 {
-			g.warn("%s lacks %d of its chunks, of which no collection knows; its next save sends them again", x.name,
-				len(x.chunks))
+		if !ok || !d.all(x.chunks) {
+			g.warn("%s lacks %d of its chunks, which no collection has deleted; a restore finds it out, and the save after "+
+				"that sends them again", x.name, len(x.chunks))
 			continue
 		}
 		if !g.o.DryRun {
@@ -395,5 +409,26 @@ func (g *collection) missing(ctx context.Context, st State, m *mark, list []stor
 		g.report.Indexes.Dead = append(g.report.Indexes.Dead, x.name)
 		g.report.Indexes.Kept--
 	}
+	g.report.Missing -= len(there)
 	return nil
+}
+
+// absent asks for chunks that a listing did not have, until one of them is not there, and returns that and those behind
+// it. A listing is no snapshot, and what is put once more while it goes on may be left out, in a directory for example.
+// What is there all the same is added to there.
+func (g *collection) absent(ctx context.Context, chunks []index.Chunk, there map[chunk.Key]bool) ([]index.Chunk, error) {
+	for i := range chunks {
+		if there[chunks[i].Key] {
+			continue
+		}
+		_, err := g.cache.Store.Get(ctx, chunks[i].Path(), store.Read{Length: 1, Fresh: true})
+		if errors.Is(err, store.ErrNotExist) {
+			return chunks[i:], nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("asking for chunk %s: %w", chunks[i].Key, err)
+		}
+		there[chunks[i].Key] = true
+	}
+	return nil, nil
 }

@@ -117,6 +117,7 @@ type modelCollector struct {
 	set   keySet
 	refs  keySet
 	todo  uint8 // names to be read
+	page  uint8 // the name that is listed next
 	// seen are the indexes that the mark has read.
 	seen [modelNames]modelIndex
 }
@@ -169,6 +170,8 @@ type modelConfig struct {
 	// realMark condemns only what no index referred to when it was read, and does not read those again that have not
 	// changed.
 	realMark bool
+	// paged lists one name after another.
+	paged bool
 	// manifests says how many epochs manifests are kept for; 0 for ever.
 	manifests int
 
@@ -669,12 +672,16 @@ func (m *model) collectorSteps(s *modelState, i int, out []modelStep) []modelSte
 			*w = modelCollector{step: collectState}
 		}
 	case collectNames:
-		for b, x := range s.index {
-			if x.epoch > 0 && !(m.realMark && c.seen[b].epoch > 0 && x.same(c.seen[b])) {
+		for b := int(c.page); b < modelNames; b++ {
+			if x := s.index[b]; x.epoch > 0 && !(m.realMark && c.seen[b].epoch > 0 && x.same(c.seen[b])) {
 				w.todo |= 1 << b
 			}
+			if m.paged && b+1 < modelNames {
+				w.page = uint8(b + 1)
+				return append(out, modelStep{who, c.step, n})
+			}
 		}
-		w.seen = [modelNames]modelIndex{}
+		w.page, w.seen = 0, [modelNames]modelIndex{}
 		w.step = collectRead
 		if w.todo == 0 {
 			w.step = collectSweep
@@ -893,6 +900,14 @@ var modelConfigs = []modelConfig{
 		realMark: true, states: 128_601,
 	},
 	{
+		name: "listings in pages, 2 savers, 2 collectors, 1 epoch", savers: 2, collectors: 2, epochs: 1, needs: anyNeed,
+		realMark: true, paged: true, states: 166_523,
+	},
+	{
+		name: "listings in pages, a dropper, 2 savers, 1 collector, 1 epoch", savers: 2, collectors: 1, epochs: 1,
+		needs: allNeeds, paged: true, dropper: true, states: 67_675,
+	},
+	{
 		name: "a dropper, 2 savers, 1 collector, 1 epoch", savers: 2, collectors: 1, epochs: 1, needs: allNeeds,
 		dropper: true,
 		states:  60_166,
@@ -953,6 +968,22 @@ var modelConfigs = []modelConfig{
 	{
 		size: "large", name: "a dropper, 2 savers, 2 collectors, 1 epoch, killed", savers: 2, collectors: 2, epochs: 1,
 		needs: allNeeds, dropper: true, late: true, states: 11_340_410,
+	},
+	{
+		size: "large", name: "listings in pages, 2 savers, 2 collectors, 2 epochs", savers: 2, collectors: 2, epochs: 2,
+		needs: anyNeed, realMark: true, paged: true, states: 3_514_010,
+	},
+	{
+		size: "large", name: "repairs, 2 savers, 2 collectors, 1 epoch", savers: 2, collectors: 2, epochs: 1,
+		needs: allNeeds, repairer: true, states: 1_395_681,
+	},
+	{
+		size: "large", name: "repairs, 2 savers, 1 collector, 2 epochs", savers: 2, collectors: 1, epochs: 2,
+		needs: allNeeds, repairer: true, states: 5_656_905,
+	},
+	{
+		size: "large", name: "repairs, HEAD dedup, 2 savers, 1 collector, 1 epoch, killed", savers: 2, collectors: 1,
+		epochs: 1, needs: allNeeds, head: true, late: true, repairer: true, states: 1_045_436,
 	},
 	{
 		size: "large", name: "manifests kept for 1 epoch, 2 savers, 1 collector, 3 epochs", savers: 2, collectors: 1,

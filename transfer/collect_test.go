@@ -412,13 +412,18 @@ func TestCollectStopsWhenAnotherIsFaster(t *testing.T) {
 				s.collect(CollectOptions{})
 				s.save("y", 2, "c.2")
 				s.chunk("d", 2)
+				s.put("index/late", indexOf(t, 1, "a.1", "b.1")) // of a save that was fenced off
 			}
 			return storetest.Fault{}
 		}}
 		c := *s.cache
 		c.Store = f
-		if _, err := c.Collect(context.Background(), CollectOptions{}); err != nil {
+		r, err := c.Collect(context.Background(), CollectOptions{})
+		if err != nil {
 			t.Fatalf("another collection at request %d: %v", n, err)
+		}
+		if len(r.Warnings) > 0 {
+			t.Errorf("another collection at request %d: %q", n, r.Warnings)
 		}
 		if f.Calls() <= n {
 			if n < 8 {
@@ -428,6 +433,40 @@ func TestCollectStopsWhenAnotherIsFaster(t *testing.T) {
 		}
 		s.collect(CollectOptions{})
 		s.wantChunks("a.1", "c.2")
+	}
+}
+
+// That the manifests of the state that was read are gone, because two collections came between, is not told as a loss; nor
+// is what these have deleted.
+func TestCollectStopsWhenOthersAreMuchFaster(t *testing.T) {
+	for n := 0; ; n++ {
+		s := newShelf(t)
+		s.probed()
+		s.save("x", 1, "a.1")
+		s.chunk("b", 1)
+		s.collect(CollectOptions{})
+		s.chunk("c", 2)
+		f := &storetest.Faulty{Store: s.store, Fault: func(c storetest.Call) storetest.Fault {
+			if c.N == n {
+				for range 3 {
+					s.chunk("d", s.state().Epoch)
+					s.collect(CollectOptions{})
+				}
+				s.put("index/late", indexOf(t, 2, "a.1", "c.2")) // of a save that was fenced off
+			}
+			return storetest.Fault{}
+		}}
+		c := *s.cache
+		c.Store = f
+		r, err := c.Collect(context.Background(), CollectOptions{})
+		if err != nil || len(r.Warnings) > 0 {
+			t.Errorf("other collections at request %d: %v, %q", n, err, r.Warnings)
+		}
+		if f.Calls() <= n {
+			return
+		}
+		s.collect(CollectOptions{})
+		s.wantChunks("a.1")
 	}
 }
 
@@ -491,6 +530,61 @@ func TestDropIndex(t *testing.T) {
 	}
 	s.collect(CollectOptions{})
 	s.wantChunks("b.1")
+}
+
+// A save that comes after an index that cannot be read was read, and before it is dropped, stays: whatever request it
+// comes ahead of.
+func TestDropIndexThatCannotBeRead(t *testing.T) {
+	ctx := context.Background()
+	for n := 1; ; n++ {
+		s := newShelf(t)
+		bad := indexOf(t, 1, "a.1")
+		bad[60] ^= 1
+		s.put("index/x", bad)
+		c := *s.cache
+		f := &storetest.Faulty{Store: s.store, Fault: func(c storetest.Call) storetest.Fault {
+			if c.N == n {
+				s.save("x", 1, "b.1")
+			}
+			return storetest.Fault{}
+		}}
+		c.Store = f
+		err := c.DropIndex(ctx, "x")
+		if f.Calls() <= n {
+			if err != nil || n < 2 {
+				t.Errorf("without a save: %v after %d requests", err, n)
+			}
+			return
+		}
+		if !errors.Is(err, store.ErrConflict) {
+			t.Errorf("a save ahead of request %d: %v", n, err)
+		}
+		s.collect(CollectOptions{})
+		s.wantChunks("b.1")
+	}
+}
+
+// An index that makes up its epoch looks like a lost state to everybody; when it is dropped, that is over.
+func TestDropIndexOfAnEpochThatIsMadeUp(t *testing.T) {
+	s := newShelf(t)
+	s.probed()
+	s.save("x", 1, "a.1")
+	s.chunk("b", 1)
+	s.put("index/evil", indexOf(t, 1<<60, "a.1"))
+	_, err := s.cache.Collect(context.Background(), CollectOptions{})
+	if !errors.Is(err, ErrStateLost) || !strings.Contains(err.Error(), "the index of evil") {
+		t.Errorf("%v", err)
+	}
+	if err := s.cache.DropIndex(context.Background(), "evil"); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.collect(CollectOptions{}); r.Deleted.Chunks != 1 || r.Indexes.Tombstones != 1 {
+		t.Errorf("%+v", r)
+	}
+	if r, _, err := s.check(CheckOptions{}); err != nil || r.Names != 1 {
+		t.Errorf("%v, %+v", err, r)
+	}
+	s.wantChunks("a.1")
 }
 
 // conditional is a store that can delete on a condition.
@@ -590,6 +684,88 @@ func TestCollectTellsDeadIndexesFromDamagedOnes(t *testing.T) {
 		t.Errorf("%v, %+v", err, x)
 	}
 	s.wantChunks("a.1", "d.2")
+}
+
+// forgetful is a store whose listings leave out what was put once more meanwhile, as that of a directory may.
+type forgetful struct {
+	store.Store
+	left map[string]bool
+}
+
+func (f forgetful) List(ctx context.Context, prefix string, yield func(store.Info) error) error {
+	return f.Store.List(ctx, prefix, func(i store.Info) error {
+		if f.left[i.Key] {
+			return nil
+		}
+		return yield(i)
+	})
+}
+
+// What a listing leaves out is not taken for missing: no name is said to lack it, or dropped because of it.
+func TestWhatAListingLeavesOutIsNotMissing(t *testing.T) {
+	s := newShelf(t)
+	s.probed()
+	s.save("x", 1, "a.1", "b.1", "c.1")
+	s.save("y", 1, "a.1", "d.1")
+	s.cache.Store = forgetful{s.store, map[string]bool{keyOf("a", 1).Path(): true, keyOf("c", 1).Path(): true}}
+	if r := s.collect(CollectOptions{}); r.Missing != 0 || len(r.Warnings) > 0 || r.Indexes.Kept != 2 {
+		t.Errorf("collected: %+v", r)
+	}
+	if r, files, err := s.check(CheckOptions{}); err != nil || len(files) > 0 || r.Missing > 0 {
+		t.Errorf("checked: %v, %q, %+v", err, files, r)
+	}
+	// Where something is missing, what is left out beside it does not hide it.
+	if err := s.store.Delete(context.Background(), keyOf("b", 1).Path()); err != nil {
+		t.Fatal(err)
+	}
+	r := s.collect(CollectOptions{})
+	if r.Missing != 2 || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "x lacks 2") || r.Indexes.Kept != 2 {
+		t.Errorf("collected: %+v", r) // c, which is behind b, was not asked for any more
+	}
+	if r, files, err := s.check(CheckOptions{}); !errors.Is(err, ErrMissing) || len(files) != 1 || r.Missing != 1 {
+		t.Errorf("checked: %v, %q, %+v", err, files, r)
+	}
+}
+
+// A name is dropped as dead only if all that it lacks was collected, and nothing of it is put again under a dead key.
+func TestADeadIndexLacksNothingElse(t *testing.T) {
+	s := newShelf(t)
+	s.probed()
+	s.save("live", 1, "a.1")
+	s.chunk("b", 1)
+	s.collect(CollectOptions{})
+	s.put("index/late", indexOf(t, 1, "b.1", "c.1")) // c is in no manifest
+	r := s.collect(CollectOptions{})
+	if r.Missing != 2 || len(r.Indexes.Dead) > 0 || len(r.Warnings) != 1 || r.Indexes.Kept != 2 {
+		t.Errorf("collected: %+v", r)
+	}
+	k, files, err := s.check(CheckOptions{Repair: copiesOf("b", "c")})
+	if !errors.Is(err, ErrMissing) || len(files) != 1 || len(k.Dead) > 0 || k.Repaired > 0 {
+		t.Errorf("checked: %v, %q, %+v", err, files, k)
+	}
+	s.wantChunks("a.1")
+}
+
+// Of a store that does not tell how old its objects are, no name is taken for old.
+func TestNamesOfUnknownAgeAreKept(t *testing.T) {
+	s := newShelf(t)
+	s.probed()
+	s.save("x", 1, "a.1")
+	s.cache.Store = ageless{s.store}
+	r := s.collect(CollectOptions{KeepWithin: time.Hour})
+	if len(r.Indexes.Dropped) > 0 || r.Indexes.Kept != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// ageless is a store without times.
+type ageless struct{ store.Store }
+
+func (a ageless) List(ctx context.Context, prefix string, yield func(store.Info) error) error {
+	return a.Store.List(ctx, prefix, func(i store.Info) error {
+		i.Modified = time.Time{}
+		return yield(i)
+	})
 }
 
 // A manifest that somebody has deleted keeps garbage, and loses nothing.

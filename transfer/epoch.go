@@ -214,6 +214,13 @@ func (d *dead) among(chunks []index.Chunk) map[chunk.Key]bool {
 	return found
 }
 
+// all says whether each of chunks is dead by anything that was read. That all chunks which an index lacks are is what
+// tells a save that was never acknowledged from damage: a single one of many can be a false hit.
+func (d *dead) all(chunks []index.Chunk) bool {
+	known := d.among(chunks)
+	return !slices.ContainsFunc(chunks, func(c index.Chunk) bool { return !known[c.Key] })
+}
+
 // randomName returns text that nobody has used before.
 func randomName() string {
 	const digits = "0123456789abcdefghijklmnopqrstuvwxyz"

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"nbc/chunk"
@@ -73,6 +76,54 @@ func TestSaveBesideACollection(t *testing.T) {
 				w.collect()
 				w.again().hit(RestoreOptions{})
 			})
+		}
+	}
+}
+
+// However much was collected since the restore, a save reads the state twice and one manifest, and of all else only the
+// store's format.
+func TestASaveAfterManyCollections(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(someTree())
+	w.first()
+	w.hit(RestoreOptions{})
+	for n := range 21 {
+		if n > 0 {
+			w.collect()
+		}
+		gets := map[string]int{}
+		var mu sync.Mutex
+		c := *w.cache
+		c.Store = &storetest.Faulty{Store: w.cache.Store, Fault: func(c storetest.Call) storetest.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			if c.Op == storetest.Get || c.Op == storetest.List {
+				if epoch, kind, ok := parseManifestKey(c.Key); ok && epoch > 0 {
+					c.Key = kind
+				}
+				gets[c.Key]++
+			}
+			return storetest.Fault{}
+		}}
+		b, err := c.Open(w.root, w.state+fmt.Sprint(n), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		receipt, err := os.ReadFile(w.state)
+		if err == nil {
+			err = os.WriteFile(w.state+fmt.Sprint(n), receipt, 0o600)
+		}
+		w.must(err)
+		rep, err := b.Save(context.Background(), SaveOptions{})
+		if err := errors.Join(err, b.Close()); err != nil || !rep.Saved || rep.Sent.Chunks > 0 {
+			t.Fatalf("after %d collections: %v, %+v", n, err, rep)
+		}
+		want := map[string]int{FormatPath: 1, StatePath: 2, kindDead: 1}
+		if n == 0 {
+			delete(want, kindDead)
+		}
+		if !maps.Equal(gets, want) {
+			t.Errorf("after %d collections, %v are read", n, gets)
 		}
 	}
 }

@@ -184,6 +184,22 @@ func TestProbeDoesNotTakeAnOutageForAnAnswer(t *testing.T) {
 	t.Error("no end")
 }
 
+// Of a store that fails in all of hundreds of requests at once, one failure is told.
+func TestProbeTellsOfOneFailure(t *testing.T) {
+	s := newShelf(t)
+	c := *s.cache
+	c.Store = &storetest.Faulty{Store: s.store, Fault: func(c storetest.Call) storetest.Fault {
+		if c.Op == storetest.Get && strings.Contains(c.Key, "-") {
+			return storetest.Fault{Before: fmt.Errorf("%w: %s", store.ErrUnavailable, c.Key)}
+		}
+		return storetest.Fault{}
+	}}
+	_, err := c.ProbeConditions(t.Context())
+	if !errors.Is(err, store.ErrUnavailable) || strings.Count(err.Error(), trialPrefix) != 1 {
+		t.Errorf("%v", err)
+	}
+}
+
 // network is a store on another machine's disk.
 type network struct{ store.Store }
 

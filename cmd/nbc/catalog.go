@@ -39,6 +39,16 @@ type emptyStore struct{ path string }
 
 func (e *emptyStore) Error() string { return "nothing was ever saved in " + e.path }
 
+// missing returns an emptyStore if l is a directory that is not there.
+func (l location) missing() error {
+	if path := l.path(); path != "" {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return &emptyStore{path}
+		}
+	}
+	return nil
+}
+
 // catalog opens the store, with the near one before it if chunks may be read, and lets signals end the work. Where doing
 // is empty, nothing is said of how far it is.
 func (a *app) catalog(
@@ -48,10 +58,8 @@ func (a *app) catalog(
 	if err != nil {
 		return usagef("%s: %w", origin(cmd, "store"), err)
 	}
-	if path := l.path(); path != "" {
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			return nameHint(&emptyStore{path})
-		}
+	if err := l.missing(); err != nil {
+		return nameHint(err)
 	}
 	sig := listen()
 	defer sig.stop()

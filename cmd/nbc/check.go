@@ -184,8 +184,8 @@ func checkLines(r *transfer.CheckReport) []string {
 	if q == (transfer.Requests{}) {
 		return lines
 	}
-	return append(lines, fmt.Sprintf("requests: %s LIST, %s GET, %s PUT, on Amazon S3 about $%s", comma(q.List),
-		comma(q.Get), comma(q.Put), strconv.FormatFloat(r.Cost, 'f', 4, 64)))
+	return append(lines, fmt.Sprintf("requests: %s LIST, %s GET, %s PUT, %s", comma(q.List), comma(q.Get), comma(q.Put),
+		dollars(r.Cost)))
 }
 
 func checkSummary(r *transfer.CheckReport) string {

@@ -102,7 +102,8 @@ func hintFor(err error) string {
 	case "damaged":
 		return "the next save under this name stores it again"
 	case "state-lost":
-		return "somebody deleted gc/state or put back an old copy; use an empty prefix or directory until it is restored"
+		return "somebody deleted gc/state or put back an old copy; use an empty prefix or directory until it is restored; or, " +
+			"if it is one index that makes the epoch up, drop it with nbc rm"
 	case "busy":
 		return "wait for it to end; builds that run at the same time need a source tree each"
 	case "changing":

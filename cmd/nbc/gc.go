@@ -54,10 +54,13 @@ with --i-am-the-only-gc. Names cannot be dropped there.`,
 			}
 			rep := &transfer.CollectReport{Report: a.emptyReport("gc", ""), DryRun: opts.DryRun}
 			err = a.collect(cmd, l, *opts, rep)
+			if empty := (*emptyStore)(nil); errors.As(err, &empty) {
+				rep.Reason, err = empty.Error(), nil
+			}
 			for _, u := range rep.Unreadable {
 				a.console.warn(u.Name + ": " + u.Reason)
 			}
-			if !o.quiet && err == nil {
+			if !o.quiet && err == nil && rep.Epoch > 0 {
 				for _, line := range gcLines(rep) {
 					a.console.line(line)
 				}
@@ -84,6 +87,9 @@ with --i-am-the-only-gc. Names cannot be dropped there.`,
 
 // collect opens the store, without the near one, and collects.
 func (a *app) collect(cmd *cobra.Command, l location, opts transfer.CollectOptions, rep *transfer.CollectReport) error {
+	if err := l.missing(); err != nil {
+		return err
+	}
 	sig := listen()
 	defer sig.stop()
 	err := a.within(sig.working(cmd.Context()), func(ctx context.Context) (err error) {
@@ -123,12 +129,16 @@ func gcHint(err error, r *transfer.CollectReport) error {
 	return &hinted{err, "drop it, or save it again: nbc rm " + quoted(r.Unreadable[0].Name)}
 }
 
-// quoted is a name as a shell takes it.
+// quoted is a name as a shell takes it, and nbc behind it.
 func quoted(name string) string {
-	if name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+@=/:") == "" {
-		return name
+	text := name
+	if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+@=/:") != "" {
+		text = "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 	}
-	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
+	if strings.HasPrefix(name, "-") {
+		text = "-- " + text // or it would be a flag
+	}
+	return text
 }
 
 // gcJSON is what --json prints of a collection.
@@ -175,9 +185,18 @@ func gcLines(r *transfer.CollectReport) []string {
 	return []string{
 		"names: " + strings.Join(names, ", "),
 		"chunks: " + strings.Join(chunks, ", "),
-		fmt.Sprintf("requests: %s LIST, %s GET, %s PUT, %s DELETE, on Amazon S3 about $%s", comma(q.List), comma(q.Get),
-			comma(q.Put), comma(q.Delete), strconv.FormatFloat(r.Cost, 'f', 4, 64)),
+		fmt.Sprintf("requests: %s LIST, %s GET, %s PUT, %s DELETE, %s", comma(q.List), comma(q.Get), comma(q.Put),
+			comma(q.Delete), dollars(r.Cost)),
 	}
+}
+
+// dollars says what requests cost.
+func dollars(cost float64) string {
+	const least = 0.0001
+	if cost < least {
+		return fmt.Sprintf("on Amazon S3 less than $%.4f", least)
+	}
+	return fmt.Sprintf("on Amazon S3 about $%.4f", cost)
 }
 
 func amount(a transfer.Amount) string { return fmt.Sprintf("%s (%s)", comma(a.Chunks), size(a.Bytes)) }
@@ -188,6 +207,9 @@ func gcSummary(r *transfer.CollectReport) string {
 		what = fmt.Sprintf("would collect %s (%s)", count(int(r.Condemned.Chunks), "chunk"), size(r.Condemned.Bytes))
 	}
 	parts := []string{what}
+	if r.Epoch == 0 && r.Reason != "" {
+		return r.Reason // there is no store
+	}
 	if r.Resumed {
 		parts = append(parts, "an earlier collection was finished first")
 	}

@@ -33,17 +33,23 @@ type soak struct {
 	home string
 	stop time.Time
 
-	mu                                                  sync.Mutex
+	mu sync.Mutex
+	// usual is how long a process of each verb takes that is not killed.
+	usual                                               map[string]time.Duration
 	saves, restores, misses, unknown, kills, dropped    int
 	collections, resumed, faster, spared, chunksDeleted int64
 	checks                                              int
 }
 
-// nbc runs a process and kills it after a random time, with that chance in percent. It returns what the process
+// nbc runs a process and kills it with that chance in percent, at a random moment of the time that others of its verb
+// have taken of late, so that kills come at all points on fast machines and on busy ones. It returns what the process
 // printed, its exit code, and whether it was killed.
-func (s *soak) nbc(
-	rng *rand.Rand, chance int, within time.Duration, args ...string,
-) (out []byte, code int, killed bool) {
+func (s *soak) nbc(rng *rand.Rand, chance int, args ...string) (out []byte, code int, killed bool) {
+	verb := args[0]
+	s.mu.Lock()
+	within := max(s.usual[verb]*5/4, 20*time.Millisecond)
+	s.mu.Unlock()
+	start := time.Now()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(context.Background(), "nbc", args...)
 	cmd.Env = append(os.Environ(), "HOME="+s.home, "NBC_STORE="+s.url, "NBC_NEAR=off", "NBC_JSON=1", "NBC_QUIET=1",
@@ -61,6 +67,13 @@ func (s *soak) nbc(
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if took := time.Since(start); s.usual[verb] == 0 {
+			s.usual[verb] = took
+		} else {
+			s.usual[verb] += (took - s.usual[verb]) / 8
+		}
 		return stdout.Bytes(), 0, false
 	case errors.As(err, &exit) && exit.ExitCode() < 0:
 		s.mu.Lock()
@@ -109,7 +122,7 @@ func (s *soak) builder(n int) {
 				s.t.Error(err)
 			}
 		}
-		printed, code, killed := s.nbc(rng, 15, 150*time.Millisecond, append(args("restore"), "--replace")...)
+		printed, code, killed := s.nbc(rng, 15, append(args("restore"), "--replace")...)
 		if !killed {
 			s.restored(name, out, printed, code, acknowledged, attempts)
 		}
@@ -119,7 +132,7 @@ func (s *soak) builder(n int) {
 		if !killed && rng.IntN(4) > 0 {
 			how = []string{"save", "--source", root, "--state", state}
 		}
-		printed, code, killed = s.nbc(rng, 30, 250*time.Millisecond, how...)
+		printed, code, killed = s.nbc(rng, 30, how...)
 		switch {
 		case killed:
 			attempts = append(attempts, tree)
@@ -134,7 +147,7 @@ func (s *soak) builder(n int) {
 		}
 	}
 	// At the end nothing is killed any more.
-	printed, code, _ := s.nbc(rng, 0, 1, append(args("restore"), "--replace")...)
+	printed, code, _ := s.nbc(rng, 0, append(args("restore"), "--replace")...)
 	s.restored(name, out, printed, code, acknowledged, attempts)
 }
 
@@ -218,7 +231,7 @@ func (s *soak) brancher() {
 		if rng.IntN(2) == 0 {
 			args = append(args, "--fallback", fmt.Sprint("keep/", rng.IntN(3)))
 		}
-		if printed, code, killed := s.nbc(rng, 20, 200*time.Millisecond, args...); !killed && code != 0 {
+		if printed, code, killed := s.nbc(rng, 20, args...); !killed && code != 0 {
 			s.t.Errorf("saving a branch: %d: %s", code, printed)
 		}
 	}
@@ -234,7 +247,7 @@ func (s *soak) checker() {
 }
 
 func (s *soak) check(rng *rand.Rand, chance int, args ...string) {
-	printed, code, killed := s.nbc(rng, chance, 200*time.Millisecond, append([]string{"check"}, args...)...)
+	printed, code, killed := s.nbc(rng, chance, append([]string{"check"}, args...)...)
 	if killed {
 		return
 	}
@@ -259,7 +272,7 @@ func (s *soak) collector(n int) {
 }
 
 func (s *soak) collect(rng *rand.Rand, chance int, args []string) {
-	printed, code, killed := s.nbc(rng, chance, 400*time.Millisecond, args...)
+	printed, code, killed := s.nbc(rng, chance, args...)
 	if killed {
 		return
 	}
@@ -287,7 +300,7 @@ func (s *soak) collect(rng *rand.Rand, chance int, args []string) {
 // grace, all of them killed at random, on a real S3 server. No save that was acknowledged may be lost.
 func TestSoak(t *testing.T) {
 	url := storetest.S3(t)
-	s := &soak{t: t, url: url, home: t.TempDir()}
+	s := &soak{t: t, url: url, home: t.TempDir(), usual: map[string]time.Duration{}}
 	// Small chunks, so that there are many.
 	f := transfer.NewFormat()
 	f.Chunker.Min, f.Chunker.Max, f.Chunker.Bits = 4<<10, 32<<10, 12

@@ -53,6 +53,8 @@ type app struct {
 	console *console
 	stdout  io.Writer
 	options options
+	// verb is the command that runs.
+	verb *cobra.Command
 	// code is the exit code; raise, unless 0, the signal that the process ends by instead.
 	code  int
 	raise syscall.Signal
@@ -88,7 +90,10 @@ the meaning from the next character.
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          knownVerb,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { a.verb = cmd },
+
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetVersionTemplate("nbc {{.Version}}\n")
 	root.AddCommand(

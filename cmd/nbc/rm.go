@@ -99,6 +99,8 @@ func rmHint(err error, names []string, glob bool) error {
 				return &hinted{err, "for patterns of names there is --glob"}
 			}
 		}
+	case errors.As(err, new(*absentName)):
+		return &hinted{err, "nbc list shows what there is; * stands for nothing with a slash in it, as a/** does"}
 	}
 	return err
 }

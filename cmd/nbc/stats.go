@@ -246,8 +246,7 @@ func statsSummary(r *transfer.StatsReport, page string) string {
 	}
 	q := r.Requests
 	if q.List+q.Get > 0 {
-		parts = append(parts, fmt.Sprintf("%s LIST, %s GET, on Amazon S3 about $%s", comma(q.List), comma(q.Get),
-			strconv.FormatFloat(r.Cost, 'f', 4, 64)))
+		parts = append(parts, fmt.Sprintf("%s LIST, %s GET, %s", comma(q.List), comma(q.Get), dollars(r.Cost)))
 	}
 	return strings.Join(append(parts, seconds(r.Seconds)), "; ")
 }

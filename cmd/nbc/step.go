@@ -139,7 +139,7 @@ func (a *app) failed(err error) {
 		}
 		return
 	}
-	if k.name == "unavailable" || k.name == "timeout" {
+	if (k.name == "unavailable" || k.name == "timeout") && a.verb.Flags().Lookup("best-effort") != nil {
 		hint = strings.TrimPrefix(hint+"; with --best-effort a build goes on without its cache", "; ")
 	}
 	a.console.fail(err, hint)
