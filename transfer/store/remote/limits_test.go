@@ -449,7 +449,7 @@ func TestHealth(t *testing.T) {
 		t.Error("an answer is not kept")
 	}
 	h.health.when = time.Now().Add(-healthFor)
-	if code, text := get("/healthz"); code != 503 || !strings.Contains(text, "no route") {
+	if code, text := get("/healthz"); code != 503 || text != "far store: unavailable\n" {
 		t.Errorf("%d %s", code, text)
 	}
 	far.Fault = nil

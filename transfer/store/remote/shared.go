@@ -17,6 +17,7 @@ import (
 type shared struct {
 	store   store.Store
 	slots   *semaphore.Weighted
+	limits  Limits
 	metrics *Metrics
 
 	mu      sync.Mutex
@@ -27,10 +28,12 @@ type shared struct {
 var _ store.Store = (*shared)(nil)
 
 // flightKey tells fetches apart that must not stand for each other: one that passes near copies by is no answer for
-// less, and one that does not is none for it.
+// less, and one that does not is none for it. So is one that takes fewer bytes, and one that takes more could take more
+// than there is room for. Builds that restore the same index want the same.
 type flightKey struct {
 	key   string
 	fresh bool
+	most  int64
 }
 
 // flight is a fetch that is under way. It belongs to no caller: it ends early when the last one has left.
@@ -42,9 +45,9 @@ type flight struct {
 	err     error
 }
 
-func newShared(s store.Store, requests int, m *Metrics) *shared {
+func newShared(s store.Store, l Limits, m *Metrics) *shared {
 	return &shared{
-		store: s, slots: semaphore.NewWeighted(int64(requests)), metrics: m, flights: map[flightKey]*flight{},
+		store: s, slots: semaphore.NewWeighted(int64(l.FarRequests)), limits: l, metrics: m, flights: map[flightKey]*flight{},
 	}
 }
 
@@ -56,8 +59,9 @@ func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Objec
 	if ctx.Err() != nil {
 		return store.Object{}, context.Cause(ctx)
 	}
-	f := s.join(ctx, flightKey{key, r.Fresh})
-	defer s.leave(flightKey{key, r.Fresh}, f)
+	k := flightKey{key, r.Fresh, min(r.Limit(), maxChunk)}
+	f := s.join(ctx, k)
+	defer s.leave(k, f)
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -86,7 +90,7 @@ func (s *shared) join(ctx context.Context, k flightKey) *flight {
 	s.flights[k] = f
 	s.all.Go(func() {
 		defer close(f.done) // when nobody can join any more
-		f.object, f.err = s.get(fctx, k.key, store.Read{Max: maxChunk, Fresh: k.fresh})
+		f.object, f.err = s.get(fctx, k.key, store.Read{Max: k.most, Fresh: k.fresh})
 		s.forget(k, f)
 	})
 	return f
@@ -133,8 +137,8 @@ func (s *shared) get(ctx context.Context, key string, r store.Read) (store.Objec
 
 // far makes one request of the far store, when there is room for it, and measures it unless it was not needed.
 func (s *shared) far(ctx context.Context, op string, request func() (near bool, err error)) error {
-	if err := s.slots.Acquire(ctx, 1); err != nil {
-		return context.Cause(ctx)
+	if err := s.limits.acquire(ctx, s.metrics, "a request of its store", 1, s.slots); err != nil {
+		return err
 	}
 	defer s.slots.Release(1)
 	begun := time.Now()
