@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,24 +50,24 @@ func byAddress(c net.Conn) Peer {
 func TestRoomForOthers(t *testing.T) {
 	memory := storetest.Memory()
 	keys := putChunks(t, memory, 30, 50_000)
-	hung := putChunks(t, memory, 1, 10)[0]
+	hung := putChunks(t, memory, 20, 10)
 	far := &storetest.Faulty{Store: memory, Fault: func(c storetest.Call) storetest.Fault {
-		return storetest.Fault{Hang: c.Key == hung}
+		return storetest.Fault{Hang: slices.Contains(hung, c.Key)}
 	}}
-	chunks := func(key string, n, size int) string {
-		body := strings.Repeat(fmt.Sprintf("%s %d\n", key, size), n)
+	chunks := func(keys ...string) string {
+		body := strings.Join(keys, " 100\n") + " 100\n"
 		return fmt.Sprintf("POST /v1/chunks HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	}
 	for name, c := range map[string]struct {
 		limits  Limits
 		request string
 	}{
-		"requests": {Limits{Requests: 6, ClientRequests: 3}, chunks(hung, 1, 100)},
+		"requests": {Limits{Requests: 6, ClientRequests: 3}, chunks(hung[0])},
 		"bytes": {
 			Limits{Bytes: 4 << 20, ClientBytes: 2 << 20},
 			"PUT /v1/object/index/a HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\nx",
 		},
-		"the far store": {Limits{FarRequests: 6, ClientFarRequests: 3}, chunks(hung, 20, 100)},
+		"the far store": {Limits{FarRequests: 6, ClientFarRequests: 3}, chunks(hung...)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.limits.Idle, c.limits.Wait = time.Minute, 2*time.Second

@@ -97,6 +97,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if x.conn != nil {
 		x.peer, x.client = x.conn.peer, x.conn.client
 	}
+	x.r = r.WithContext(context.WithValue(r.Context(), turnKey{}, &turn{client: x.client}))
 	w.Header().Set(versionHeader, protocolVersion)
 	err := x.serve()
 	if err != nil && !x.replied {
@@ -439,11 +440,6 @@ func (x *exchange) getWithin(r store.Read, limit int64) (o store.Object, space *
 		if space, err = x.h.clients.take(ctx, x.client, limit); err != nil {
 			return err
 		}
-		end, err := x.h.clients.ask(ctx, x.client)
-		if err != nil {
-			return err
-		}
-		defer end()
 		o, err = x.view().Get(ctx, x.key, r)
 		return err
 	})
@@ -546,11 +542,6 @@ func (x *exchange) put(values url.Values) error {
 	x.in = n
 	var version string
 	if err := x.during(func(ctx context.Context) (err error) {
-		end, err := x.h.clients.ask(ctx, x.client)
-		if err != nil {
-			return err
-		}
-		defer end()
 		version, err = view.Put(ctx, x.key, data, c)
 		return err
 	}); err != nil {

@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -239,10 +240,40 @@ func (r *room) free() {
 	}
 }
 
-// ask waits until the client may make another request of the far store, and returns what ends it.
-func (c *clients) ask(ctx context.Context, one *client) (end func(), err error) {
-	if err := c.limits.acquire(ctx, c.metrics, "a request of its store", 1, one.far); err != nil {
-		return nil, err
+// turn is whose requests of the far store those of an exchange are, and how many of them are under way. The context of a
+// call has it; without one nobody's limit counts.
+type turn struct {
+	client *client
+	away   atomic.Int64
+}
+
+// turnKey is where a context has its *turn.
+type turnKey struct{}
+
+// take waits until the client may make another request of the far store, and returns what ends it. As long as others of
+// this exchange are under way it waits on: they give back what it waits for.
+func (t *turn) take(ctx context.Context, l Limits, m *Metrics) (end func(), err error) {
+	if t == nil {
+		return func() {}, nil
 	}
-	return func() { one.far.Release(1) }, nil
+	for {
+		going := t.away.Load() > 0
+		err := l.acquire(ctx, m, "a request of its store", 1, t.client.far)
+		if err == nil {
+			t.away.Add(1)
+			return func() {
+				t.away.Add(-1)
+				t.client.far.Release(1)
+			}, nil
+		}
+		if !isBusy(err) || !going || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// turnOf returns the turn of a call, or nil.
+func turnOf(ctx context.Context) *turn {
+	t, _ := ctx.Value(turnKey{}).(*turn)
+	return t
 }

@@ -54,13 +54,26 @@ func newShared(s store.Store, l Limits, m *Metrics) *shared {
 // Get implements [store.Store].
 func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Object, error) {
 	if !isChunk(key) || r.Offset != 0 || r.Length != 0 || r.Check() != nil {
+		end, err := turnOf(ctx).take(ctx, s.limits, s.metrics)
+		if err != nil {
+			return store.Object{}, err
+		}
+		defer end()
 		return s.get(ctx, key, r)
 	}
 	if ctx.Err() != nil {
 		return store.Object{}, context.Cause(ctx)
 	}
 	k := flightKey{key, r.Fresh, min(r.Limit(), maxChunk)}
-	f := s.join(ctx, k)
+	f := s.join(k)
+	if f == nil {
+		// The fetch is this client's, whoever joins it.
+		end, err := turnOf(ctx).take(ctx, s.limits, s.metrics)
+		if err != nil {
+			return store.Object{}, err
+		}
+		f = s.begin(ctx, k, end)
+	}
 	defer s.leave(k, f)
 	select {
 	case <-f.done:
@@ -76,13 +89,26 @@ func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Objec
 	return f.object, nil
 }
 
-// join returns the fetch for k, which it begins if none is under way.
-func (s *shared) join(ctx context.Context, k flightKey) *flight {
+// join returns the fetch for k that is under way, or nil.
+func (s *shared) join(k flightKey) *flight {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flights[k]
+	if f != nil {
+		f.callers++
+		s.metrics.joined.Inc()
+	}
+	return f
+}
+
+// begin begins the fetch for k and calls end when it has ended, unless somebody else has begun it meanwhile.
+func (s *shared) begin(ctx context.Context, k flightKey, end func()) *flight {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.flights[k]; f != nil {
 		f.callers++
 		s.metrics.joined.Inc()
+		end()
 		return f
 	}
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -90,6 +116,7 @@ func (s *shared) join(ctx context.Context, k flightKey) *flight {
 	s.flights[k] = f
 	s.all.Go(func() {
 		defer close(f.done) // when nobody can join any more
+		defer end()
 		f.object, f.err = s.get(fctx, k.key, store.Read{Max: k.most, Fresh: k.fresh})
 		s.forget(k, f)
 	})
@@ -151,6 +178,11 @@ func (s *shared) far(ctx context.Context, op string, request func() (near bool, 
 
 // Put implements [store.Store].
 func (s *shared) Put(ctx context.Context, key string, data []byte, c store.Condition) (version string, err error) {
+	end, err := turnOf(ctx).take(ctx, s.limits, s.metrics)
+	if err != nil {
+		return "", err
+	}
+	defer end()
 	err = s.far(ctx, "put", func() (bool, error) {
 		version, err = s.store.Put(ctx, key, data, c)
 		return false, err

@@ -105,16 +105,9 @@ func (x *exchange) fetch(ctx context.Context, list []wanted, results chan<- fetc
 	var g errgroup.Group
 	view := x.view()
 	for n, w := range list {
-		// Room, and a turn at the far store, are taken in the order of the request, before a goroutine is. What this request
-		// holds itself it will give back; so only when it holds nothing it has waited for others.
-		var room *room
-		var end func()
-		err := x.patiently(ctx, func() (err error) { room, err = x.h.clients.take(ctx, x.client, w.read.Max); return err })
-		if err == nil {
-			err = x.patiently(ctx, func() (err error) { end, err = x.h.clients.ask(ctx, x.client); return err })
-		}
+		// Room is taken in the order of the request, before a goroutine is.
+		room, err := x.takePatiently(ctx, w.read.Max)
 		if err != nil {
-			room.free()
 			for ; n < len(list) && ctx.Err() == nil; n++ {
 				results <- fetched{n: n, err: err}
 			}
@@ -123,7 +116,6 @@ func (x *exchange) fetch(ctx context.Context, list []wanted, results chan<- fetc
 		x.held.Add(1)
 		g.Go(func() error {
 			o, err := view.Get(ctx, w.key, w.read)
-			end()
 			room.shrink(int64(len(o.Data)))
 			results <- fetched{n, o, err, room}
 			return nil
@@ -132,12 +124,13 @@ func (x *exchange) fetch(ctx context.Context, list []wanted, results chan<- fetc
 	_ = g.Wait() // the functions return nothing but nil
 }
 
-// patiently waits once more as long as chunks of this request are on their way.
-func (x *exchange) patiently(ctx context.Context, wait func() error) error {
+// takePatiently takes room, and waits on as long as chunks of this request have some: they give back what it waits for.
+func (x *exchange) takePatiently(ctx context.Context, n int64) (*room, error) {
 	for {
 		holds := x.held.Load() > 0
-		if err := wait(); err == nil || ctx.Err() != nil || !isBusy(err) || !holds {
-			return err
+		room, err := x.h.clients.take(ctx, x.client, n)
+		if err == nil || ctx.Err() != nil || !isBusy(err) || !holds {
+			return room, err
 		}
 	}
 }
