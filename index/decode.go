@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/fxamacker/cbor/v2"
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/blake3"
 
@@ -66,6 +65,45 @@ func DecodeChunks(data []byte) (epoch uint64, chunks []Chunk, err error) {
 // memory in proportion to data, within the limits of this package. The strings share one piece of memory: clone what
 // is kept for long.
 func Decode(data []byte) (*Index, error) {
+	p, err := takeApart(data)
+	if err != nil {
+		return nil, err
+	}
+	x := &Index{Epoch: p.epoch}
+	// One section after another, so that the plain bytes of one are there at a time.
+	if x.Chunks, err = decodeAs(p, kindChunks, func(s *chunkSection) ([]Chunk, error) { return s.chunks(p.epoch) }); err != nil {
+		return nil, err
+	}
+	if x.Entries, err = decodeAs(p, kindEntries, (*entrySection).entries); err != nil {
+		return nil, err
+	}
+	if x.Sources, err = decodeAs(p, kindSources, (*sourceSection).sources); err != nil {
+		return nil, err
+	}
+	var build buildSection
+	if err := p.decode(kindBuild, &build); err != nil {
+		return nil, err
+	}
+	x.Roots, x.Build = texts(build.Roots), build.build()
+	if _, ok := p.outputs(); ok {
+		if x.Outputs, err = decodeAs(p, kindOutputs, (*outputSection).outputs); err != nil {
+			return nil, err
+		}
+	}
+	if err := x.Validate(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// parts are the header of an index and its sections as they are stored, which are not damaged.
+type parts struct {
+	*header
+	stored [][]byte
+}
+
+// takeApart finds the sections of an index. All hashes are compared, so that damage is found before a decoder meets it.
+func takeApart(data []byte) (*parts, error) {
 	h, err := readHeader(data)
 	if err != nil {
 		return nil, err
@@ -73,57 +111,39 @@ func Decode(data []byte) (*Index, error) {
 	if err := h.refuse(flagNeeded); err != nil {
 		return nil, err
 	}
-	// All hashes come first, so that damage is found before a decoder meets it.
-	stored := make([][]byte, len(h.rows))
+	p := &parts{h, make([][]byte, len(h.rows))}
 	rest := data[h.size():]
 	for i := range h.rows {
 		r := &h.rows[i]
 		if uint64(len(rest)) < r.stored {
 			return nil, fmt.Errorf("%w: it is cut off in the section of kind %d", ErrInvalid, r.kind)
 		}
-		stored[i], rest = rest[:r.stored], rest[r.stored:]
-		if err := r.verify(stored[i]); err != nil {
+		p.stored[i], rest = rest[:r.stored], rest[r.stored:]
+		if err := r.verify(p.stored[i]); err != nil {
 			return nil, err
 		}
 	}
 	if len(rest) > 0 {
 		return nil, fmt.Errorf("%w: %d bytes after its end", ErrInvalid, len(rest))
 	}
+	return p, nil
+}
 
-	var (
-		chunks  chunkSection
-		entries entrySection
-		sources sourceSection
-		build   buildSection
-	)
-	for i, section := range []any{&chunks, &entries, &sources, &build} {
-		if err := h.rows[i].decode(stored[i], section); err != nil {
-			return nil, err
-		}
+// decode reads the columns of a section of a kind that is there.
+func (p *parts) decode(kind int, s section) error { return p.rows[kind-1].decode(p.stored[kind-1], s) }
+
+// decodeAs reads a section and turns it into what it means.
+func decodeAs[S any, T any, P interface {
+	*S
+	section
+}](p *parts, kind int, means func(P) (T, error),
+) (T, error) {
+	var s S
+	if err := p.decode(kind, P(&s)); err != nil {
+		var none T
+		return none, err
 	}
-	x := &Index{Epoch: h.epoch, Roots: texts(build.Roots), Build: build.build()}
-	if i, ok := h.outputs(); ok {
-		var s outputSection
-		if err := h.rows[i].decode(stored[i], &s); err != nil {
-			return nil, err
-		}
-		if x.Outputs, err = s.outputs(); err != nil {
-			return nil, err
-		}
-	}
-	if x.Chunks, err = chunks.chunks(h.epoch); err != nil {
-		return nil, err
-	}
-	if x.Entries, err = entries.entries(); err != nil {
-		return nil, err
-	}
-	if x.Sources, err = sources.sources(); err != nil {
-		return nil, err
-	}
-	if err := x.Validate(); err != nil {
-		return nil, err
-	}
-	return x, nil
+	return means(&s)
 }
 
 // verify says whether stored is the section that the row describes.
@@ -156,132 +176,198 @@ func (r *row) decompress(stored []byte) ([]byte, error) {
 	return plain, nil
 }
 
-// decode reads the columns of a section of a known kind into section, a pointer to its struct.
-func (r *row) decode(stored []byte, section any) error {
+// decode reads the columns of a section of a known kind. They are parts of its plain bytes.
+func (r *row) decode(stored []byte, s section) error {
 	plain, err := r.decompress(stored)
 	if err != nil {
 		return err
 	}
-	if err := decMode().Unmarshal(plain, section); err != nil {
+	in := cborReader{rest: plain}
+	s.read(&in)
+	if err := in.end(); err != nil {
 		return fmt.Errorf("%w: section of kind %d: %w", ErrInvalid, r.kind, err)
-	}
-	// One content has one form: numbers in their shortest form, no null in place of an empty string, and so on. That is
-	// simplest seen by encoding it again, which takes a few ms for 100,000 files.
-	again, err := encMode().Marshal(section)
-	if err != nil || !bytes.Equal(again, plain) {
-		return fmt.Errorf("%w: section of kind %d is not in its deterministic form", ErrInvalid, r.kind)
 	}
 	return nil
 }
 
 func (s *chunkSection) chunks(epoch uint64) ([]Chunk, error) {
-	n := len(s.IDs) / chunk.IDSize
-	lengths, ages := column{b: s.Lengths}, column{b: s.Ages}
-	if n*chunk.IDSize != len(s.IDs) || n > MaxChunks || n > len(s.Lengths) || n > len(s.Ages) {
-		return nil, fmt.Errorf("%w: IDs of %d bytes", ErrInvalid, len(s.IDs))
-	}
-	chunks := makeList[Chunk](n)
-	for i := range chunks {
-		age, length := ages.next(), lengths.next()
-		if age > epoch || length > chunk.MaxSize {
-			return nil, fmt.Errorf("%w: chunk %d has the age %d and the length %d", ErrInvalid, i, age, length)
+	var chunks []Chunk
+	err := s.each(epoch, func(i, n int, c Chunk) error {
+		if chunks == nil {
+			chunks = make([]Chunk, n)
 		}
-		chunks[i] = Chunk{
-			Key:    chunk.Key{ID: chunk.ID(s.IDs[i*chunk.IDSize:]), Epoch: epoch - age},
-			Length: int(length),
-		}
-	}
-	if !lengths.done() || !ages.done() {
-		return nil, fmt.Errorf("%w: the columns of the chunks do not fit together", ErrInvalid)
+		chunks[i] = c
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return chunks, nil
 }
 
+// each yields the chunks, n of them.
+func (s *chunkSection) each(epoch uint64, yield func(i, n int, c Chunk) error) error {
+	n := len(s.IDs) / chunk.IDSize
+	lengths, ages := column{b: s.Lengths}, column{b: s.Ages}
+	if n*chunk.IDSize != len(s.IDs) || n > MaxChunks || n > len(s.Lengths) || n > len(s.Ages) {
+		return fmt.Errorf("%w: IDs of %d bytes", ErrInvalid, len(s.IDs))
+	}
+	for i := range n {
+		age, length := ages.next(), lengths.next()
+		if age > epoch || length > chunk.MaxSize {
+			return fmt.Errorf("%w: chunk %d has the age %d and the length %d", ErrInvalid, i, age, length)
+		}
+		c := Chunk{
+			Key:    chunk.Key{ID: chunk.ID(s.IDs[i*chunk.IDSize:]), Epoch: epoch - age},
+			Length: int(length),
+		}
+		if err := yield(i, n, c); err != nil {
+			return err
+		}
+	}
+	if !lengths.done() || !ages.done() {
+		return fmt.Errorf("%w: the columns of the chunks do not fit together", ErrInvalid)
+	}
+	return nil
+}
+
 func (s *entrySection) entries() ([]Entry, error) {
-	paths, err := newPathColumn(s.Text, s.Shared, MaxEntries)
+	var entries []Entry
+	err := s.each(true, func(i, n int, e Entry, back int) error {
+		if entries == nil {
+			entries = make([]Entry, n)
+		}
+		if e.Kind == HardLink {
+			e.Target = entries[i-back].Path
+		}
+		entries[i] = e
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: entries: %w", ErrInvalid, err)
-	}
-	if paths.count > len(s.Kinds) {
-		return nil, fmt.Errorf("%w: entries: %d kinds of %d", ErrInvalid, len(s.Kinds), paths.count)
-	}
-	var (
-		entries      = makeList[Entry](paths.count)
-		kinds, sizes = column{b: s.Kinds}, column{b: s.Sizes}
-		times, names = newTimeColumn(s.Times), column{b: s.Names}
-		targets      = string(s.Targets)
-	)
-	for i := range entries {
-		e := &entries[i]
-		if e.Path, err = paths.next(); err != nil {
-			return nil, fmt.Errorf("%w: entry %d: %w", ErrInvalid, i, err)
-		}
-		kind := kinds.next()
-		if kind > 0o777<<2|3 {
-			return nil, fmt.Errorf("%w: entry %d: kind and mode %d", ErrInvalid, i, kind)
-		}
-		e.Kind, e.Mode = Kind(kind&3+1), uint16(kind>>2)
-		switch e.Kind {
-		case File:
-			size := sizes.next()
-			if size > math.MaxInt64 {
-				return nil, fmt.Errorf("%w: entry %d: size %d", ErrInvalid, i, size)
-			}
-			e.Size, e.MTime = int64(size), times.next()
-		case Dir:
-			e.MTime = times.next()
-		case Link:
-			var ok bool
-			if e.Target, targets, ok = strings.Cut(targets, "\x00"); !ok {
-				return nil, fmt.Errorf("%w: entry %d: a link without a target", ErrInvalid, i)
-			}
-			e.MTime = times.next()
-		case HardLink:
-			back := names.next()
-			if back > uint64(i) || entries[uint64(i)-back].Kind != File {
-				return nil, fmt.Errorf("%w: entry %d: a hard link to no file", ErrInvalid, i)
-			}
-			e.Target = entries[uint64(i)-back].Path
-		}
-	}
-	if !paths.done() || !kinds.done() || !sizes.done() || !times.done() || !names.done() || targets != "" {
-		return nil, fmt.Errorf("%w: the columns of the entries do not fit together", ErrInvalid)
+		return nil, err
 	}
 	return entries, nil
 }
 
-func (s *sourceSection) sources() ([]Source, error) {
-	paths, err := newPathColumn(s.Text, s.Shared, MaxSources)
+// each yields the entries, n of them. A hard link has no target; it is another name of the file that stands back
+// entries before it. The strings share one piece of memory for all of them if they are to be kept.
+func (s *entrySection) each(keep bool, yield func(i, n int, e Entry, back int) error) error {
+	paths, err := newPathColumn(s.Text, s.Shared, MaxEntries, keep)
 	if err != nil {
-		return nil, fmt.Errorf("%w: sources: %w", ErrInvalid, err)
+		return fmt.Errorf("%w: entries: %w", ErrInvalid, err)
 	}
-	if paths.count != len(s.Kinds) {
-		return nil, fmt.Errorf("%w: sources: %d kinds of %d", ErrInvalid, len(s.Kinds), paths.count)
+	n := paths.count
+	if n > len(s.Kinds) {
+		return fmt.Errorf("%w: entries: %d kinds of %d", ErrInvalid, len(s.Kinds), n)
 	}
 	var (
-		sources = makeList[Source](paths.count)
-		times   = newTimeColumn(s.Times)
-		sums    = s.Sums
+		kinds, sizes = column{b: s.Kinds}, column{b: s.Sizes}
+		times, names = newTimeColumn(s.Times), column{b: s.Names}
+		targets      = s.Targets
+		text         string // of targets
+		files        = make([]uint64, (n+63)/64)
 	)
-	for i := range sources {
-		f := &sources[i]
+	if keep {
+		text = string(targets)
+	}
+	for i := range n {
+		var e Entry
+		if e.Path, err = paths.next(); err != nil {
+			return fmt.Errorf("%w: entry %d: %w", ErrInvalid, i, err)
+		}
+		kind := kinds.next()
+		if kind > 0o777<<2|3 {
+			return fmt.Errorf("%w: entry %d: kind and mode %d", ErrInvalid, i, kind)
+		}
+		e.Kind, e.Mode = Kind(kind&3+1), uint16(kind>>2)
+		back := 0
+		switch e.Kind {
+		case File:
+			size := sizes.next()
+			if size > math.MaxInt64 {
+				return fmt.Errorf("%w: entry %d: size %d", ErrInvalid, i, size)
+			}
+			e.Size, e.MTime = int64(size), times.next()
+			files[i/64] |= 1 << (i % 64)
+		case Dir:
+			e.MTime = times.next()
+		case Link:
+			end := bytes.IndexByte(targets, 0)
+			if end < 0 {
+				return fmt.Errorf("%w: entry %d: a link without a target", ErrInvalid, i)
+			}
+			if keep {
+				e.Target = text[len(text)-len(targets):][:end]
+			} else {
+				e.Target = string(targets[:min(end, MaxTarget+1)])
+			}
+			targets = targets[end+1:]
+			e.MTime = times.next()
+		case HardLink:
+			far := names.next()
+			if far > uint64(i) || files[(uint64(i)-far)/64]>>((uint64(i)-far)%64)&1 == 0 {
+				return fmt.Errorf("%w: entry %d: a hard link to no file", ErrInvalid, i)
+			}
+			back = int(far)
+		}
+		if err := yield(i, n, e, back); err != nil {
+			return err
+		}
+	}
+	if !paths.done() || !kinds.done() || !sizes.done() || !times.done() || !names.done() || len(targets) > 0 {
+		return fmt.Errorf("%w: the columns of the entries do not fit together", ErrInvalid)
+	}
+	return nil
+}
+
+func (s *sourceSection) sources() ([]Source, error) {
+	var sources []Source
+	err := s.each(true, func(i, n int, f Source) error {
+		if sources == nil {
+			sources = make([]Source, n)
+		}
+		sources[i] = f
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sources, nil
+}
+
+// each yields the sources, n of them; keep is as for entries.
+func (s *sourceSection) each(keep bool, yield func(i, n int, f Source) error) error {
+	paths, err := newPathColumn(s.Text, s.Shared, MaxSources, keep)
+	if err != nil {
+		return fmt.Errorf("%w: sources: %w", ErrInvalid, err)
+	}
+	n := paths.count
+	if n != len(s.Kinds) {
+		return fmt.Errorf("%w: sources: %d kinds of %d", ErrInvalid, len(s.Kinds), n)
+	}
+	times, sums := newTimeColumn(s.Times), s.Sums
+	for i := range n {
+		var f Source
 		if f.Path, err = paths.next(); err != nil {
-			return nil, fmt.Errorf("%w: source %d: %w", ErrInvalid, i, err)
+			return fmt.Errorf("%w: source %d: %w", ErrInvalid, i, err)
 		}
 		f.MTime = times.next()
 		if f.Kind = Kind(s.Kinds[i]); f.Kind > unknown {
 			f.Kind, f.Unknown = f.Kind-unknown, true
-			continue
+		} else {
+			if len(sums) < SumSize {
+				return fmt.Errorf("%w: source %d: no hash", ErrInvalid, i)
+			}
+			f.Sum, sums = [SumSize]byte(sums), sums[SumSize:]
 		}
-		if len(sums) < SumSize {
-			return nil, fmt.Errorf("%w: source %d: no hash", ErrInvalid, i)
+		if err := yield(i, n, f); err != nil {
+			return err
 		}
-		f.Sum, sums = [SumSize]byte(sums), sums[SumSize:]
 	}
 	if !paths.done() || !times.done() || len(sums) > 0 {
-		return nil, fmt.Errorf("%w: the columns of the sources do not fit together", ErrInvalid)
+		return fmt.Errorf("%w: the columns of the sources do not fit together", ErrInvalid)
 	}
-	return sources, nil
+	return nil
 }
 
 func (s *buildSection) build() Build {
@@ -355,11 +441,12 @@ type pathColumn struct {
 	text   []byte
 	shared column
 	prev   string
-	buf    strings.Builder // of its final size from the start, so that the paths can be parts of it
+	keep   bool
+	buf    strings.Builder // of its final size from the start, so that the paths can be parts of it; empty unless keep
 }
 
-// newPathColumn adds up the lengths before it allocates for them.
-func newPathColumn(text, lengths []byte, most int) (*pathColumn, error) {
+// newPathColumn adds up the lengths before it allocates for them, which it does if the paths are to be kept.
+func newPathColumn(text, lengths []byte, most int, keep bool) (*pathColumn, error) {
 	count := bytes.Count(text, []byte{0})
 	if count > most {
 		return nil, fmt.Errorf("%d, %d are allowed", count, most)
@@ -376,8 +463,10 @@ func newPathColumn(text, lengths []byte, most int) (*pathColumn, error) {
 	if !all.done() || sum > MaxPathBytes {
 		return nil, fmt.Errorf("%d paths of %d bytes", count, sum)
 	}
-	p := &pathColumn{count: count, text: text, shared: column{b: lengths}}
-	p.buf.Grow(int(sum)) // MaxPathBytes at most
+	p := &pathColumn{count: count, text: text, shared: column{b: lengths}, keep: keep}
+	if keep {
+		p.buf.Grow(int(sum)) // MaxPathBytes at most
+	}
 	return p, nil
 }
 
@@ -388,6 +477,14 @@ func (p *pathColumn) next() (string, error) {
 	if n > uint64(len(p.prev)) || end == 0 || n < uint64(len(p.prev)) && p.text[0] <= p.prev[n] {
 		return "", fmt.Errorf("a path that is not sorted, or shares %d bytes of %d", n, len(p.prev))
 	}
+	if !p.keep {
+		if n+uint64(end) > MaxPath {
+			return "", fmt.Errorf("a path of %d bytes", n+uint64(end))
+		}
+		p.prev = p.prev[:n] + string(p.text[:end])
+		p.text = p.text[end+1:]
+		return p.prev, nil
+	}
 	begin := p.buf.Len()
 	p.buf.WriteString(p.prev[:n])
 	p.buf.Write(p.text[:end])
@@ -397,23 +494,6 @@ func (p *pathColumn) next() (string, error) {
 }
 
 func (p *pathColumn) done() bool { return p.shared.done() && len(p.text) == 0 }
-
-// decMode refuses what the sections have no use for.
-var decMode = sync.OnceValue(func() cbor.DecMode {
-	m, err := cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		MaxNestedLevels:   4, // an array of arrays of strings has 2; fewer cannot be set
-		MaxArrayElements:  max(MaxRoots, MaxPatterns),
-		MaxMapPairs:       16, // there are no maps; fewer cannot be set
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-	}.DecMode()
-	if err != nil {
-		panic(err) // the options are constants
-	}
-	return m
-})
 
 // decoder never writes past the capacity of the slice that it is given.
 var decoder = sync.OnceValue(func() *zstd.Decoder {

@@ -97,9 +97,13 @@ func (x *Index) EncodeAfter(was *Index, old []byte) ([]byte, error) {
 	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("encoding an index: %w", err)
 	}
-	size := h.size()
-	for _, s := range stored {
+	size, plain := h.size(), uint64(0)
+	for i, s := range stored {
 		size += len(s)
+		plain += h.rows[i].plain
+	}
+	if plain > MaxPlain {
+		return nil, fmt.Errorf("encoding an index: %w: sections of %d plain bytes, %d are allowed", ErrInvalid, plain, MaxPlain)
 	}
 	if size > MaxSize {
 		return nil, fmt.Errorf("encoding an index: %w: %d bytes, %d are allowed", ErrInvalid, size, MaxSize)

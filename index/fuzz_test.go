@@ -66,8 +66,15 @@ func decodeTwice(t *testing.T, data []byte) {
 	t.Helper()
 	kept := bytes.Clone(data)
 	x, err := Decode(data)
+	epoch, verifyErr := Verify(data)
 	if !bytes.Equal(kept, data) {
 		t.Fatal("Decode changed what it read")
+	}
+	if (err == nil) != (verifyErr == nil) || errors.Is(err, ErrVersion) != errors.Is(verifyErr, ErrVersion) {
+		t.Fatalf("Decode says %v, Verify %v", err, verifyErr)
+	}
+	if err == nil && epoch != x.Epoch {
+		t.Fatalf("the epoch is %d, Verify says %d", x.Epoch, epoch)
 	}
 	if err != nil {
 		if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrVersion) || x != nil {
@@ -86,12 +93,12 @@ func decodeTwice(t *testing.T, data []byte) {
 	if a, b := plainSections(t, data), plainSections(t, again); !reflect.DeepEqual(a, b) {
 		t.Fatalf("one content has two forms:\n%x\n%x", a, b)
 	}
-	epoch, chunks, err := DecodeChunks(data)
+	chunkEpoch, chunks, err := DecodeChunks(data)
 	if errors.Is(err, ErrVersion) {
 		return // a section that only a reader of the chunk keys has to know
 	}
-	if err != nil || epoch != x.Epoch || !reflect.DeepEqual(chunks, x.Chunks) {
-		t.Fatalf("DecodeChunks: %d, %v, %v", epoch, chunks, err)
+	if err != nil || chunkEpoch != x.Epoch || !reflect.DeepEqual(chunks, x.Chunks) {
+		t.Fatalf("DecodeChunks: %d, %v, %v", chunkEpoch, chunks, err)
 	}
 	sameSummary(t, data, x)
 }

@@ -119,6 +119,7 @@ func readHeader(data []byte) (*header, error) {
 		return nil, fmt.Errorf("%w: the header is damaged", ErrInvalid)
 	}
 	total := uint64(h.size()) // MaxHeader at most
+	var plain uint64
 	for i := range h.rows {
 		b := data[startSize+i*rowSize:]
 		r := &h.rows[i]
@@ -140,6 +141,12 @@ func readHeader(data []byte) (*header, error) {
 		if err := r.check(); err != nil {
 			return nil, fmt.Errorf("section of kind %d: %w", r.kind, err)
 		}
+		if r.kind <= kindOutputs {
+			plain += r.plain // MaxSection at most
+		}
+	}
+	if plain > MaxPlain {
+		return nil, fmt.Errorf("%w: sections of %d plain bytes, %d are allowed", ErrInvalid, plain, MaxPlain)
 	}
 	return h, nil
 }

@@ -147,8 +147,8 @@ func (o *Outputs) Length(c Occurrence) int64 {
 	return HashSize
 }
 
-// check looks at all of o; entries are valid.
-func (o *Outputs) check(entries []Entry) error {
+// check looks at all of o. There are n entries; of each, size tells the size.
+func (o *Outputs) check(n int, size func(i int) int64) error {
 	if err := CheckOutputs(o.List); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -175,8 +175,8 @@ func (o *Outputs) check(entries []Entry) error {
 		if c.Offset < end {
 			return fmt.Errorf("%w: the output path at %d overlaps the one before it", ErrInvalid, c.Offset)
 		}
-		for c.Offset >= fileEnd && next < len(entries) {
-			fileEnd += entries[next].Size
+		for c.Offset >= fileEnd && next < n {
+			fileEnd += size(next)
 			next++
 		}
 		length := o.Length(c)

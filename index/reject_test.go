@@ -97,6 +97,13 @@ func cases() []rejected {
 	inRow("H12", "a section of 2^28 bytes", "more than 268435456 bytes", nil, 4, func(r *row) { r.stored = MaxSize })
 	inRow("H12", "a section of 2^64 - 1 bytes", "more than 268435456 bytes", nil, 4,
 		func(r *row) { r.stored = math.MaxUint64 })
+	add(rejected{rule: "H14", name: "2^29 + 1 plain bytes", text: "plain bytes, 536870912 are allowed", edit: func(c *crafted) {
+		c.edit = func(h *header) {
+			for i, plain := range []uint64{MaxSection, MaxSection - 1000, 1, 1000} {
+				h.rows[i].encoding, h.rows[i].plain, h.rows[i].stored = zstdOne, plain, MaxSection/MaxRatio
+			}
+		}
+	}})
 	inRow("H13", "a needed section", "section of kind 100", ErrVersion, 4, func(r *row) { r.flags = flagNeeded })
 
 	// The sections.
@@ -135,20 +142,20 @@ func cases() []rejected {
 	cbor := func(name, text string, i int, plain string) {
 		add(rejected{rule: "S4", name: name, text: text, edit: func(c *crafted) { c.plain[i] = []byte(plain) }})
 	}
-	cbor("nothing", "EOF", 0, "")
-	cbor("a map", "cannot unmarshal map", 0, "\xa0")
-	cbor("two columns", "different number of elements", 0, "\x82\x40\x40")
-	cbor("four columns", "different number of elements", 0, "\x84\x40\x40\x40\x40")
-	cbor("a byte after it", "extraneous data", 0, "\x83\x40\x40\x40\x00")
-	cbor("a column that is a number", "cannot unmarshal", 0, "\x83\x40\x40\x05")
+	cbor("nothing", "cut off", 0, "")
+	cbor("a map", "major type 5", 0, "\xa0")
+	cbor("two columns", "2 columns in place of 3", 0, "\x82\x40\x40")
+	cbor("four columns", "4 columns in place of 3", 0, "\x84\x40\x40\x40\x40")
+	cbor("a byte after it", "1 bytes after its end", 0, "\x83\x40\x40\x40\x00")
+	cbor("a column that is a number", "major type 0", 0, "\x83\x40\x40\x05")
 	cbor("a column that is text", "section of kind 1", 0, "\x83\x40\x40\x60")
-	cbor("a column that is an array", "deterministic", 0, "\x83\x40\x40\x80")
-	cbor("null", "deterministic", 0, "\xf6")
-	cbor("a column that is null", "deterministic", 0, "\x83\x40\x40\xf6")
+	cbor("a column that is an array", "major type 4", 0, "\x83\x40\x40\x80")
+	cbor("null", "major type 7", 0, "\xf6")
+	cbor("a column that is null", "major type 7", 0, "\x83\x40\x40\xf6")
 	cbor("a longer length", "deterministic", 0, "\x83\x40\x40\x58\x00")
-	cbor("a string without an end", "indefinite", 0, "\x83\x40\x40\x5f\x40\xff")
-	cbor("an array without an end", "indefinite", 0, "\x9f\x40\x40\x40\xff")
-	cbor("a tag", "tag", 0, "\xc6\x83\x40\x40\x40")
+	cbor("a string without an end", "begins nothing that has a length", 0, "\x83\x40\x40\x5f\x40\xff")
+	cbor("an array without an end", "begins nothing that has a length", 0, "\x9f\x40\x40\x40\xff")
+	cbor("a tag", "major type 6", 0, "\xc6\x83\x40\x40\x40")
 	cbor("a time that is a float", "section of kind 4", 3, "\x87\x40\x40\xf9\x00\x00\x80\x00\x40\x80")
 	cbor("negative failures", "section of kind 4", 3, "\x87\x40\x40\x00\x80\x20\x40\x80")
 	cbor("a time of 65 bits", "section of kind 4", 3, "\x87\x40\x40\x1b\x80\x00\x00\x00\x00\x00\x00\x00\x80\x00\x40\x80")
@@ -513,6 +520,12 @@ func TestDecodeRejects(t *testing.T) {
 		}
 		if x != nil {
 			t.Errorf("%s %s: an index comes with the error", r.rule, r.name)
+		}
+		if _, err := Verify(data); !errors.Is(err, want) {
+			t.Errorf("%s %s: Verify: %v, want %v", r.rule, r.name, err, want)
+		}
+		if _, err := VerifyMemory(data); r.rule[0] == 'H' && r.rule != "H13" && !errors.Is(err, want) {
+			t.Errorf("%s %s: VerifyMemory: %v, want %v", r.rule, r.name, err, want)
 		}
 		// A reader of the chunk keys refuses what is wrong with the header and with them, and has no eyes for the rest.
 		_, chunks, err := DecodeChunks(data)

@@ -60,7 +60,7 @@ func DecodeSummary(head, build []byte) (Summary, error) {
 	for _, part := range []struct {
 		row    *row
 		stored []byte
-		to     any
+		to     section
 	}{{r, rest[:r.stored], &entries}, {&h.rows[kindBuild-1], build, &about}} {
 		if uint64(len(part.stored)) != part.row.stored {
 			return Summary{}, fmt.Errorf("%w: it is cut off in the section of kind %d", ErrInvalid, part.row.kind)

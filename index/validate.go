@@ -43,6 +43,9 @@ const (
 	// MaxSection bounds the plain bytes of one section. Before compression an entry takes 20 to 80 bytes, a source 35
 	// to 95, a chunk key 36.
 	MaxSection = 1 << 28
+	// MaxPlain bounds the plain bytes of all sections together: those of the most entries, sources and chunks at 80, 95 and
+	// 36 bytes each, which is above what is met.
+	MaxPlain = 1 << 29
 	// MaxRatio bounds the plain bytes of a section to 1 MiB and this for each stored byte. Real trees reach 4. A folder
 	// of numbered empty files of one time would reach 340; a writer stores such a section as it is.
 	MaxRatio = 100
@@ -74,7 +77,7 @@ func (x *Index) Validate() error {
 	if err != nil {
 		return err
 	}
-	if err := x.checkRoots(); err != nil {
+	if err := checkRoots(x.Roots); err != nil {
 		return err
 	}
 	contents, err := x.checkEntries()
@@ -90,7 +93,7 @@ func (x *Index) Validate() error {
 	if err := x.Build.check(); err != nil {
 		return err
 	}
-	return x.Outputs.check(x.Entries)
+	return x.Outputs.check(len(x.Entries), func(i int) int64 { return x.Entries[i].Size })
 }
 
 // checkChunks returns the sum of the lengths, which cannot overflow: MaxChunks * chunk.MaxSize is 2^45.
@@ -100,28 +103,35 @@ func checkChunks(epoch uint64, chunks []Chunk) (int64, error) {
 	}
 	var sum int64
 	for i := range chunks {
-		c := &chunks[i]
-		if c.Length < 1 || c.Length > chunk.MaxSize {
-			return 0, fmt.Errorf("%w: chunk %s has a length of %d", ErrInvalid, c.Key, c.Length)
+		if err := chunks[i].check(epoch); err != nil {
+			return 0, err
 		}
-		if c.Epoch > epoch {
-			return 0, fmt.Errorf("%w: chunk %s is of a later epoch than the index's %d", ErrInvalid, c.Key, epoch)
-		}
-		sum += int64(c.Length)
+		sum += int64(chunks[i].Length)
 	}
 	return sum, nil
 }
 
-// checkRoots looks at the roots alone; checkEntries makes sure that each is an entry.
-func (x *Index) checkRoots() error {
-	if len(x.Roots) > MaxRoots {
-		return fmt.Errorf("%w: %d roots, %d are allowed", ErrInvalid, len(x.Roots), MaxRoots)
+// check looks at a chunk of an index of that epoch.
+func (c *Chunk) check(epoch uint64) error {
+	if c.Length < 1 || c.Length > chunk.MaxSize {
+		return fmt.Errorf("%w: chunk %s has a length of %d", ErrInvalid, c.Key, c.Length)
+	}
+	if c.Epoch > epoch {
+		return fmt.Errorf("%w: chunk %s is of a later epoch than the index's %d", ErrInvalid, c.Key, epoch)
+	}
+	return nil
+}
+
+// checkRoots looks at the roots alone; entryCheck makes sure that each is an entry.
+func checkRoots(roots []string) error {
+	if len(roots) > MaxRoots {
+		return fmt.Errorf("%w: %d roots, %d are allowed", ErrInvalid, len(roots), MaxRoots)
 	}
 	// The earlier roots that the current one begins with, byte by byte: an outer root is among them, but need not be
 	// its neighbour, for "a-b" sorts between "a" and "a/b".
 	var begin []string
 	prev := ""
-	for _, root := range x.Roots {
+	for _, root := range roots {
 		if err := checkPath(root); err != nil {
 			return fmt.Errorf("%w: root %s %w", ErrInvalid, quote(root), err)
 		}
@@ -143,80 +153,101 @@ func (x *Index) checkRoots() error {
 	return nil
 }
 
-// checkEntries returns the sum of the sizes. It takes one pass without a map, because trees are large.
+// checkEntries returns the sum of the sizes.
 func (x *Index) checkEntries() (int64, error) {
 	if len(x.Entries) > MaxEntries {
 		return 0, fmt.Errorf("%w: %d entries, %d are allowed", ErrInvalid, len(x.Entries), MaxEntries)
 	}
-	var (
-		// The earlier directories whose paths the current path begins with, byte by byte, shortest first. A parent is
-		// always among them: what sorts between it and its child begins with the parent's path as well. Above the
-		// parent are only the directories that share a part of the last component, 255 at most.
-		dirs   []string
-		root   int
-		sum    int64
-		length int
-		prev   string
-	)
+	c := entryCheck{roots: x.Roots}
 	for i := range x.Entries {
 		e := &x.Entries[i]
-		if err := checkPath(e.Path); err != nil {
-			return 0, fmt.Errorf("%w: entry %s %w", ErrInvalid, quote(e.Path), err)
+		if err := c.add(e); err != nil {
+			return 0, err
 		}
-		n := shared(prev, e.Path)
-		if !follows(prev, e.Path, n) {
-			return 0, fmt.Errorf("%w: entry %s is not sorted", ErrInvalid, quote(e.Path))
-		}
-		prev = e.Path
-		if length += len(e.Path); length > MaxPathBytes {
-			return 0, fmt.Errorf("%w: paths of more than %d bytes", ErrInvalid, MaxPathBytes)
-		}
-		for len(dirs) > 0 && len(dirs[len(dirs)-1]) > n {
-			dirs = dirs[:len(dirs)-1]
-		}
-
-		if root < len(x.Roots) && x.Roots[root] < e.Path {
-			break // a root that is no entry
-		}
-		if root < len(x.Roots) && x.Roots[root] == e.Path {
-			root++
-			if e.Kind != Dir && e.Kind != File {
-				return 0, fmt.Errorf("%w: root %s is a %s", ErrInvalid, quote(e.Path), e.Kind)
+		if e.Kind == HardLink {
+			if _, err := x.hardLink(i); err != nil {
+				return 0, fmt.Errorf("%w: entry %s: %w", ErrInvalid, quote(e.Path), err)
 			}
-		} else if parent := strings.LastIndexByte(e.Path, '/'); !holds(dirs, parent) {
-			return 0, fmt.Errorf("%w: entry %s is neither a root nor in a directory before it", ErrInvalid, quote(e.Path))
 		}
-		if e.Kind == Dir {
-			dirs = append(dirs, e.Path)
-		}
-
-		if err := x.checkEntry(i); err != nil {
-			return 0, fmt.Errorf("%w: entry %s: %w", ErrInvalid, quote(e.Path), err)
-		}
-		if e.Size > math.MaxInt64-sum {
-			return 0, fmt.Errorf("%w: files of more than %d bytes", ErrInvalid, int64(math.MaxInt64))
-		}
-		sum += e.Size
 	}
-	if root < len(x.Roots) {
-		return 0, fmt.Errorf("%w: root %s is not an entry", ErrInvalid, quote(x.Roots[root]))
-	}
-	return sum, nil
+	return c.sum, c.end()
 }
 
-// holds tells whether one of paths, whose lengths increase, has this length.
-func holds(paths []string, length int) bool {
-	for _, p := range slices.Backward(paths) {
-		if len(p) <= length {
-			return len(p) == length
+// entryCheck looks at entries, one after another, but not at which file a hard link is another name of. It takes one
+// pass without a map, because trees are large.
+type entryCheck struct {
+	roots []string
+	// dirs are the lengths of the paths of earlier directories with which the current path begins, byte by byte, in
+	// increasing order. A parent is always among them: what sorts between it and its child begins with the parent's path
+	// as well. Above the parent are only the directories that share a part of the last component, 255 at most.
+	dirs   []int
+	root   int   // how many roots were there
+	sum    int64 // of the sizes
+	length int   // of all paths
+	prev   string
+}
+
+func (c *entryCheck) add(e *Entry) error {
+	if err := checkPath(e.Path); err != nil {
+		return fmt.Errorf("%w: entry %s %w", ErrInvalid, quote(e.Path), err)
+	}
+	n := shared(c.prev, e.Path)
+	if !follows(c.prev, e.Path, n) {
+		return fmt.Errorf("%w: entry %s is not sorted", ErrInvalid, quote(e.Path))
+	}
+	c.prev = e.Path
+	if c.length += len(e.Path); c.length > MaxPathBytes {
+		return fmt.Errorf("%w: paths of more than %d bytes", ErrInvalid, MaxPathBytes)
+	}
+	for len(c.dirs) > 0 && c.dirs[len(c.dirs)-1] > n {
+		c.dirs = c.dirs[:len(c.dirs)-1]
+	}
+
+	if c.root < len(c.roots) && c.roots[c.root] < e.Path {
+		return c.end()
+	}
+	if c.root < len(c.roots) && c.roots[c.root] == e.Path {
+		c.root++
+		if e.Kind != Dir && e.Kind != File {
+			return fmt.Errorf("%w: root %s is a %s", ErrInvalid, quote(e.Path), e.Kind)
+		}
+	} else if parent := strings.LastIndexByte(e.Path, '/'); !holds(c.dirs, parent) {
+		return fmt.Errorf("%w: entry %s is neither a root nor in a directory before it", ErrInvalid, quote(e.Path))
+	}
+	if e.Kind == Dir {
+		c.dirs = append(c.dirs, len(e.Path))
+	}
+
+	if err := e.check(); err != nil {
+		return fmt.Errorf("%w: entry %s: %w", ErrInvalid, quote(e.Path), err)
+	}
+	if e.Size > math.MaxInt64-c.sum {
+		return fmt.Errorf("%w: files of more than %d bytes", ErrInvalid, int64(math.MaxInt64))
+	}
+	c.sum += e.Size
+	return nil
+}
+
+// end refuses roots that were no entries.
+func (c *entryCheck) end() error {
+	if c.root < len(c.roots) {
+		return fmt.Errorf("%w: root %s is not an entry", ErrInvalid, quote(c.roots[c.root]))
+	}
+	return nil
+}
+
+// holds tells whether one of the lengths, which increase, is this one.
+func holds(lengths []int, length int) bool {
+	for _, n := range slices.Backward(lengths) {
+		if n <= length {
+			return n == length
 		}
 	}
 	return false
 }
 
-// checkEntry looks at the fields of entry i but its path.
-func (x *Index) checkEntry(i int) error {
-	e := &x.Entries[i]
+// check looks at the fields but the path, and the target of a hard link.
+func (e *Entry) check() error {
 	switch e.Kind {
 	case File:
 		if e.Size < 0 || e.Target != "" {
@@ -230,11 +261,7 @@ func (x *Index) checkEntry(i int) error {
 		if e.Size != 0 || e.Mode != 0 || e.Kind == HardLink && e.MTime != 0 {
 			return fmt.Errorf("a size of %d, the mode %o and the time %d in a %s", e.Size, e.Mode, e.MTime, e.Kind)
 		}
-		if e.Kind == HardLink {
-			if _, err := x.hardLink(i); err != nil {
-				return err
-			}
-		} else if e.Target == "" || len(e.Target) > MaxTarget || strings.IndexByte(e.Target, 0) >= 0 {
+		if e.Kind == Link && (e.Target == "" || len(e.Target) > MaxTarget || strings.IndexByte(e.Target, 0) >= 0) {
 			return fmt.Errorf("a link to %s", quote(e.Target))
 		}
 	default:
@@ -261,35 +288,49 @@ func (x *Index) checkSources() error {
 	if len(x.Sources) > MaxSources {
 		return fmt.Errorf("%w: %d sources, %d are allowed", ErrInvalid, len(x.Sources), MaxSources)
 	}
-	var (
-		prev   string
-		length int
-		top    = len(x.Sources) == 0
-	)
+	var c sourceCheck
 	for i := range x.Sources {
-		s := &x.Sources[i]
-		if s.Path == "." {
-			if top = s.Kind == Dir; !top {
-				return fmt.Errorf("%w: the source tree is a %s", ErrInvalid, s.Kind)
-			}
-		} else if err := checkPath(s.Path); err != nil {
-			return fmt.Errorf("%w: source %s %w", ErrInvalid, quote(s.Path), err)
-		}
-		if !follows(prev, s.Path, shared(prev, s.Path)) {
-			return fmt.Errorf("%w: source %s is not sorted", ErrInvalid, quote(s.Path))
-		}
-		prev = s.Path
-		if length += len(s.Path); length > MaxPathBytes {
-			return fmt.Errorf("%w: paths of more than %d bytes", ErrInvalid, MaxPathBytes)
-		}
-		if s.Kind != File && s.Kind != Dir && s.Kind != Link {
-			return fmt.Errorf("%w: source %s: %s", ErrInvalid, quote(s.Path), s.Kind)
-		}
-		if s.Unknown && s.Sum != [SumSize]byte{} {
-			return fmt.Errorf("%w: source %s: unknown, and with a hash", ErrInvalid, quote(s.Path))
+		if err := c.add(&x.Sources[i]); err != nil {
+			return err
 		}
 	}
-	if !top {
+	return c.end()
+}
+
+// sourceCheck looks at sources, one after another.
+type sourceCheck struct {
+	prev       string
+	length     int  // of all paths
+	any, there bool // there was one; there was the tree itself
+}
+
+func (c *sourceCheck) add(s *Source) error {
+	c.any = true
+	if s.Path == "." {
+		if c.there = s.Kind == Dir; !c.there {
+			return fmt.Errorf("%w: the source tree is a %s", ErrInvalid, s.Kind)
+		}
+	} else if err := checkPath(s.Path); err != nil {
+		return fmt.Errorf("%w: source %s %w", ErrInvalid, quote(s.Path), err)
+	}
+	if !follows(c.prev, s.Path, shared(c.prev, s.Path)) {
+		return fmt.Errorf("%w: source %s is not sorted", ErrInvalid, quote(s.Path))
+	}
+	c.prev = s.Path
+	if c.length += len(s.Path); c.length > MaxPathBytes {
+		return fmt.Errorf("%w: paths of more than %d bytes", ErrInvalid, MaxPathBytes)
+	}
+	if s.Kind != File && s.Kind != Dir && s.Kind != Link {
+		return fmt.Errorf("%w: source %s: %s", ErrInvalid, quote(s.Path), s.Kind)
+	}
+	if s.Unknown && s.Sum != [SumSize]byte{} {
+		return fmt.Errorf("%w: source %s: unknown, and with a hash", ErrInvalid, quote(s.Path))
+	}
+	return nil
+}
+
+func (c *sourceCheck) end() error {
+	if c.any && !c.there {
 		return fmt.Errorf("%w: sources without %q", ErrInvalid, ".")
 	}
 	return nil

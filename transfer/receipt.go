@@ -48,6 +48,8 @@ type receipt struct {
 	Outputs []index.Output `cbor:"outputs"`
 	// Absent says that the store was reached and had no index of Name.
 	Absent bool `cbor:"absent"`
+	// Silent says that the store could not be reached, or did not answer in time.
+	Silent bool `cbor:"silent"`
 	// Damaged are the names whose index cannot be trusted to have its chunks.
 	Damaged []string `cbor:"damaged"`
 

@@ -85,6 +85,7 @@ func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, 
 	if m := (miss{}); errors.As(err, &m) && !errors.Is(err, ErrLocal) {
 		r.report.Reason, r.receipt.Outcome, err = m.reason, outcomeMiss, nil
 	}
+	r.receipt.Silent = silent(ctx, err)
 	if r.report.Hit {
 		r.receipt.Outcome = outcomeHit
 	} else if old := r.old; old != nil {

@@ -56,12 +56,11 @@ func (b *Build) Save(ctx context.Context, o SaveOptions) (*SaveReport, error) {
 	if err := s.takeReceipt(); err != nil {
 		return s.report, err
 	}
-	f, err := writableFormat(ctx, b.cache.Store)
-	if err != nil {
+	if err := s.begin(ctx); err != nil {
 		return s.report, err
 	}
-	s.format = f
-	if s.params, err = f.Params(); err != nil {
+	var err error
+	if s.params, err = s.format.Params(); err != nil {
 		return s.report, err
 	}
 	reason, err := s.forbidden(ctx)

@@ -36,6 +36,7 @@ type daemonOptions struct {
 	logLevel                slog.Level
 	connections, serving    int
 	memory                  int64
+	wait                    time.Duration
 }
 
 // logFormat is how the daemon writes its log.
@@ -118,6 +119,9 @@ begun.`,
 		fmt.Sprintf("requests that are served at once, half of them for one user (default %d)", remote.DefaultRequests))
 	f.Var(&value[int64]{&o.memory, byteCount, "", "SIZE"}, "max-bytes",
 		fmt.Sprintf("bytes of objects on their way, half of them for one user (default %dM)", remote.DefaultBytes>>20))
+	o.wait = remote.DefaultWait
+	f.Var(&value[time.Duration]{&o.wait, positiveDuration, o.wait.String(), "DURATION"}, "max-wait",
+		"how long a request waits for its turn before the build is told that there is no room")
 	o.logFormat = logText
 	f.Var(&value[logFormat]{&o.logFormat, parseLogFormat, string(logText), "FORMAT"}, "log-format",
 		"how the log on stderr is written: text or json")
@@ -272,7 +276,7 @@ func (d *daemon) handler(s store.Store) (*remote.Handler, *prometheus.Registry, 
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	// The half of a limit that one user may have leaves the other half to the others.
 	half := func(n int) int { return max(n/2, 1) }
-	limits := remote.Limits{Conns: d.flags.connections, Requests: d.flags.serving, Bytes: d.flags.memory}
+	limits := remote.Limits{Conns: d.flags.connections, Requests: d.flags.serving, Bytes: d.flags.memory, Wait: d.flags.wait}
 	if limits.Conns > 0 {
 		limits.ClientConns = half(limits.Conns)
 	}

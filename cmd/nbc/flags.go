@@ -152,6 +152,7 @@ func completions(cmd *cobra.Command) {
 		"max-connections": nil,
 		"max-requests":    nil,
 		"max-bytes":       nil,
+		"max-wait":        nil,
 		"log-format":      {string(logText), string(logJSON)},
 		"log-level":       {"debug", "info", "warn", "error"},
 	} {

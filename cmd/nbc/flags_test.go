@@ -70,6 +70,7 @@ var samples = map[string]struct{ good, bad string }{
 	"max-connections": {"100", "0"},
 	"max-requests":    {"10", "many"},
 	"max-bytes":       {"10M", "10MB"},
+	"max-wait":        {"3s", "3"},
 	"log-format":      {"json", "xml"},
 	"log-level":       {"debug", "loud"},
 }

@@ -180,7 +180,22 @@ func TestWithout(t *testing.T) {
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "none")
 	h.serve("--store", "s3://bucket?region=eu-west-1&path-style=true&endpoint=http://127.0.0.1:1", "--near", "off",
 		"--allow-read", "**", "--allow-write", "**")
-	cold("words", `a = 5;`, "nbc: warning: ", "127.0.0.1:1")
+	r := h.built(cc(src, "words", `a = 5;`, ""))
+	r.compiles(t, everything)
+	r.says(t, "nbc: warning: ", "nbc daemon: its store could not be reached", "nbc: hint: ")
+	// Where it is, is nothing for the build's log, which may be read by everybody.
+	r.saysNot(t, "127.0.0.1:1", "bucket")
+
+	// The daemon says nothing. That costs a build half a minute at most, not that for each of its steps.
+	h.stop(syscall.SIGTERM)
+	h.serveAll(t.TempDir())
+	h.signal(syscall.SIGSTOP)
+	begun := time.Now()
+	cold("words", `a = 6;`, "nbc: warning: ", "nbc daemon at /run/nbc/nbc.sock")
+	if took := time.Since(begun); took > 30*time.Second {
+		t.Errorf("a silent daemon cost the build %v", took)
+	}
+	h.signal(syscall.SIGCONT)
 }
 
 // TestKilled: the daemon goes in the middle of a build, and comes back in the middle of another.
@@ -295,13 +310,31 @@ func TestRules(t *testing.T) {
 	r.says(t, "nbc: saved words/pr-3@")
 	h.built(cc(edited.source(t), "words/pr-3", `version = "5";`, "")).compiles(t, "")
 
-	before := snapshot(t, store)
+	before := snapshot(t, store) + chunksOf(t, store)
 	r = h.built(cc(edited.source(t), "words/main", `version = "6";`, ""))
 	r.compiles(t, "build/count.o count.c")
 	r.says(t, "nbc: warning: ", "does not allow", `to write "words/main@`, "nbc: hint: ")
-	if after := snapshot(t, store); after != before {
+	// Also its chunks: it is asked before anything is sent.
+	if after := snapshot(t, store) + chunksOf(t, store); after != before {
 		t.Errorf("the store has changed:\n%s\n%s", before, after)
 	}
+
+	// The daemon's log says for which derivation that was, as whom the build connected, and what was refused.
+	h.stop(syscall.SIGTERM)
+	refusal := regexp.MustCompile(`(?m)^.*key=index/words~2fmain@.* uid=\d+ pid=\d+ derivation=\w+-words-6\.drv .*does not allow.*$`)
+	if !refusal.MatchString(h.log.String()) {
+		t.Errorf("the log of the daemon does not have the refusal:\n%s", &h.log)
+	}
+}
+
+// chunksOf returns the names of the chunks.
+func chunksOf(t *testing.T, store string) string {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(store, "chunks", "*", "*"))
+	if err != nil || len(list) == 0 {
+		t.Fatal(err, list)
+	}
+	return strings.Join(list, "\n")
 }
 
 // snapshot returns the names of the indexes with their times.

@@ -247,6 +247,12 @@ func TestHook(t *testing.T) {
 	if _, err := os.Stat(script); err != nil {
 		t.Fatal(err)
 	}
+	// On macOS there is no socket in a build, and one line says so.
+	got := h.shell(fmt.Sprintf(`bash -c 'appendToVar() { :; }; source "$1"; OSTYPE=darwin22
+		_nbcReachable unix:/none/s.sock 2>&1 || echo cold' - %s`, script))
+	if got != "nbc: cold: no socket /none/s.sock, and on macOS Nix shows none to builds\ncold\n" {
+		t.Errorf("on macOS it says %q", got)
+	}
 	for shell, want := range map[string]string{"impure": "", "pure": "", "": "nbcRestorePhase"} {
 		got := h.shell(fmt.Sprintf(`IN_NIX_SHELL=%s bash -euc 'appendToVar() { echo "$2"; }; source "$1"' - %s | head -n 1`,
 			shell, script))

@@ -127,18 +127,34 @@ func TestModule(t *testing.T) {
 			}
 		}
 		for _, name := range []string{"nbc.service", "nbc-gc.service", "nbc.socket", "nbc-gc.timer"} {
-			cmd := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", filepath.Join(dir, name))
-			cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":", "SYSTEMD_LOG_LEVEL=warning")
-			out, err := cmd.CombinedOutput()
-			for line := range strings.Lines(string(out)) {
-				if strings.Contains(line, dir) || strings.Contains(line, "nbc") { // others are of this machine
-					t.Errorf("%s: %s", name, line)
-				}
+			verifyUnit(t, dir, name)
+		}
+	})
+
+	// What the README says for other distributions.
+	t.Run("readme", func(t *testing.T) {
+		need(t, "systemd-analyze")
+		text, err := os.ReadFile(filepath.Join(module, "nix", "README.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(text), "\n    extra-sandbox-paths = /run/nbc?\n") {
+			t.Error("it does not say what belongs into nix.conf")
+		}
+		dir := t.TempDir()
+		for _, name := range []string{"nbc.socket", "nbc.service"} {
+			_, unit, ok := strings.Cut(string(text), "\n    # /etc/systemd/system/"+name+"\n")
+			if !ok {
+				t.Fatalf("it has no %s", name)
 			}
-			if err != nil {
-				t.Errorf("%s: %v\n%s", name, err, out)
+			unit, _, _ = strings.Cut(unit, "\n\n")
+			unit = strings.ReplaceAll(unit, "/usr/local/bin/nbc", filepath.Join(bin, "bin", "nbc"))
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.ReplaceAll(unit, "\n    ", "\n")+"\n"), 0o644); err != nil {
+				t.Fatal(err)
 			}
 		}
+		verifyUnit(t, dir, "nbc.socket")
+		verifyUnit(t, dir, "nbc.service")
 	})
 
 	t.Run("commands", func(t *testing.T) {
@@ -186,6 +202,22 @@ func TestModule(t *testing.T) {
 	// Not enabled it does nothing.
 	if off := h.nixos(`enable = false;`); len(off.Nix.Settings["extra-sandbox-paths"]) != 0 {
 		t.Errorf("it does something without being enabled: %+v", off)
+	}
+}
+
+// verifyUnit lets systemd look at a unit in dir.
+func verifyUnit(t *testing.T, dir, name string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", filepath.Join(dir, name))
+	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":", "SYSTEMD_LOG_LEVEL=warning")
+	out, err := cmd.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, dir) || strings.Contains(line, "nbc") { // others are of this machine
+			t.Errorf("%s: %s", name, line)
+		}
+	}
+	if err != nil {
+		t.Errorf("%s: %v\n%s", name, err, out)
 	}
 }
 

@@ -263,6 +263,14 @@ func (h *host) stop(sig os.Signal) {
 	h.daemon = nil
 }
 
+// signal sends a signal to the daemon.
+func (h *host) signal(sig os.Signal) {
+	h.t.Helper()
+	if err := h.daemon.Process.Signal(sig); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
 // prelude is before every expression.
 func prelude() string {
 	return fmt.Sprintf(`let

@@ -58,6 +58,21 @@ type Store interface {
 	Delete(ctx context.Context, keys ...string) error
 }
 
+// Asker is a Store that can be asked whether it would refuse a Put, before all that the Put needs is made ready.
+type Asker interface {
+	// MayPut returns ErrRefused, with what Put would say, if this client may not put anything at key. Nil promises
+	// nothing.
+	MayPut(ctx context.Context, key string) error
+}
+
+// MayPut asks a Store that is an [Asker]. Of another one nothing is known, and it costs nothing.
+func MayPut(ctx context.Context, s Store, key string) error {
+	if a, ok := s.(Asker); ok {
+		return a.MayPut(ctx, key)
+	}
+	return nil
+}
+
 // Read says which part of an object to get. The zero value asks for all of it.
 type Read struct {
 	// Offset is where to begin. At or past the object's end the data is empty; version and size are told all the same.

@@ -81,6 +81,9 @@ func (s *Store) Put(ctx context.Context, key string, data []byte, c store.Condit
 	return version, nil
 }
 
+// MayPut implements [store.Asker], if the far store does.
+func (s *Store) MayPut(ctx context.Context, key string) error { return store.MayPut(ctx, s.far, key) }
+
 // List implements [store.Store]. It tells what the far store has.
 func (s *Store) List(ctx context.Context, prefix string, yield func(store.Info) error) error {
 	return s.far.List(ctx, prefix, yield)

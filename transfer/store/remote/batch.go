@@ -217,7 +217,8 @@ func (b *batches) run(ctx context.Context, one *batch) {
 	}
 }
 
-// fetch makes one request for chunks and brings those that come. It returns nil when all have come.
+// fetch makes one request for chunks and brings those that come. It returns nil when all have come, and an error that
+// isBusy knows if there was no room for some.
 func (b *batches) fetch(ctx context.Context, list []*waiter) (err error) {
 	var body []byte
 	for _, w := range list {
@@ -236,6 +237,7 @@ func (b *batches) fetch(ctx context.Context, list []*waiter) (err error) {
 	defer func() { _ = resp.Body.Close() }() // after an error its end is not wanted
 	lines := bufio.NewReaderSize(resp.Body, maxLine)
 	came := make([]bool, len(list))
+	var noRoom error
 	for missing := len(list); ; {
 		var f frame
 		if err := readLine(lines, &f); err != nil {
@@ -249,13 +251,18 @@ func (b *batches) fetch(ctx context.Context, list []*waiter) (err error) {
 			if _, err := lines.ReadByte(); !errors.Is(err, io.EOF) {
 				return &brokenError{fmt.Errorf("%w: something after its end", errProtocol)}
 			}
-			return nil
+			return noRoom
 		case f.End, f.N < 0, f.N >= len(list), came[f.N]:
 			return &brokenError{fmt.Errorf("%w: chunk %d of %d, %d missing", errProtocol, f.N, len(list), missing)}
 		}
 		w := list[f.N]
 		came[f.N] = true
 		missing--
+		if f.Error != nil && f.Error.Retry > 0 {
+			noRoom = f.Error // it still waits, and is asked for again
+			continue
+		}
+		b.client.serves()
 		if f.Error != nil {
 			b.bring(w, result{err: fmt.Errorf("getting %s: nbc daemon: %w", w.key, f.Error)})
 			continue

@@ -450,7 +450,8 @@ func TestNoDaemon(t *testing.T) {
 func TestSilentDaemon(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	release := make(chan struct{})
-	path := httpServer(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	var asked atomic.Int64
+	path := httpServer(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1); <-release }))
 	t.Cleanup(func() { close(release) }) // before the server ends
 	client := open(t, path)
 	client.IdleTimeout, client.FirstPatience = 100*time.Millisecond, 200*time.Millisecond
@@ -463,6 +464,15 @@ func TestSilentDaemon(t *testing.T) {
 		if err := call(); !is(err, store.ErrUnavailable) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+	// One that has never answered is not asked again when it has been silent for longer than one waits for a daemon.
+	asked.Store(0)
+	client.FirstPatience = 50 * time.Millisecond
+	if _, err := client.Get(t.Context(), "index/a", store.Read{}); !is(err, store.ErrUnavailable) {
+		t.Error(err)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("it was asked %d times", n)
 	}
 }
 

@@ -32,7 +32,12 @@ const (
 	// cold soon.
 	DefaultFirstPatience = 2 * time.Second
 	// DefaultIdleTimeout is several times the beat at which a daemon shows that it is alive.
-	DefaultIdleTimeout = 30 * time.Second
+	DefaultIdleTimeout = 15 * time.Second
+	// DefaultBusyPatience is twice as long as a daemon lets a request wait for room.
+	DefaultBusyPatience = 10 * time.Second
+
+	// connectTimeout is for a socket of this machine: only a full queue makes a connection wait.
+	connectTimeout = 2 * time.Second
 
 	// firstPause and maxPause bound the pause between attempts, which doubles.
 	firstPause = 20 * time.Millisecond
@@ -59,15 +64,24 @@ type Client struct {
 	Patience, FirstPatience time.Duration
 	// IdleTimeout ends an attempt in which no byte has moved for so long; 0 means DefaultIdleTimeout.
 	IdleTimeout time.Duration
+	// BusyPatience is how long a daemon may have no room for any request of this client; 0 means DefaultBusyPatience.
+	// As long as others of its requests are answered, one that there was no room for is made again.
+	BusyPatience time.Duration
 
 	path      string
 	transport *http.Transport
 	batches   batches
 	// reached says that the daemon has answered, and was not away for too long since.
 	reached atomic.Bool
+	// served is when the daemon last did what it was asked for, by the clock of start.
+	served atomic.Int64
+	start  time.Time
 }
 
-var _ store.Store = (*Client)(nil)
+var (
+	_ store.Store = (*Client)(nil)
+	_ store.Asker = (*Client)(nil)
+)
 
 // Open returns the store behind the socket at path, which is absolute. It does not connect.
 func Open(path string) (*Client, error) {
@@ -77,7 +91,7 @@ func Open(path string) (*Client, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("socket %q: the path has %d bytes, sockets have at most %d", path, len(path), maxSocketPath)
 	}
-	c := &Client{path: path}
+	c := &Client{path: path, start: time.Now()}
 	c.transport = &http.Transport{
 		DialContext:            c.dial,
 		MaxIdleConnsPerHost:    connections,
@@ -112,7 +126,7 @@ func (c *Client) idleTimeout() time.Duration {
 }
 
 func (c *Client) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: c.idleTimeout()}
+	dialer := net.Dialer{Timeout: min(connectTimeout, c.idleTimeout())}
 	conn, err := dialer.DialContext(ctx, "unix", c.path)
 	if err != nil {
 		return nil, err
@@ -163,28 +177,38 @@ type brokenError struct{ err error }
 func (e *brokenError) Error() string { return e.err.Error() }
 func (e *brokenError) Unwrap() error { return e.err }
 
-// try calls once until it succeeds, fails for good, or the daemon was away for too long. Moved tells whether there was
-// any progress since the last failure, which begins the wait anew.
+// try calls once until it succeeds, fails for good, or the daemon was away, or without room, for too long. Moved tells
+// whether there was any progress since the last failure, which begins the wait anew.
 func (c *Client) try(ctx context.Context, what string, once func(ctx context.Context) (moved bool, err error)) error {
-	var since time.Time
+	began := time.Now()
+	var since time.Time // when it was away at first
 	pause := firstPause
 	for {
 		moved, err := once(ctx)
 		var broken *brokenError
+		if moved {
+			since, pause = time.Time{}, firstPause
+		}
 		switch {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+		case isBusy(err) && time.Since(c.lastServed(began)) < c.busyPatience():
+			// It is up, and has no room: that is for the others to give back.
+			since, pause = time.Time{}, maxPause // what it asks for, by chance a little less
 		case !errors.As(err, &broken):
 			return fmt.Errorf("%s: nbc daemon: %w", what, err)
-		}
-		now := time.Now()
-		if since.IsZero() || moved {
-			since, pause = now, firstPause
-		}
-		if final := c.givesUp(what, broken.err, now.Sub(since)); final != nil {
-			return final
+		default:
+			if since.IsZero() {
+				since = time.Now()
+				if stall := net.Error(nil); errors.As(err, &stall) && stall.Timeout() {
+					since = since.Add(-c.idleTimeout()) // it has been away since then
+				}
+			}
+			if final := c.givesUp(what, broken.err, time.Since(since)); final != nil {
+				return final
+			}
 		}
 		// Half of it by chance, so that builds that wait for one daemon do not come back all at once.
 		wait := pause/2 + rand.N(pause/2) // #nosec G404 -- nobody gains by guessing it
@@ -197,6 +221,24 @@ func (c *Client) try(ctx context.Context, what string, once func(ctx context.Con
 			return fmt.Errorf("%s: %w", what, context.Cause(ctx))
 		}
 	}
+}
+
+func (c *Client) busyPatience() time.Duration {
+	if c.BusyPatience > 0 {
+		return c.BusyPatience
+	}
+	return DefaultBusyPatience
+}
+
+// serves notes that the daemon has done something for this client.
+func (c *Client) serves() { c.served.Store(int64(time.Since(c.start))) }
+
+// lastServed returns when it last did, or began if that is later.
+func (c *Client) lastServed(began time.Time) time.Time {
+	if last := c.start.Add(time.Duration(c.served.Load())); last.After(began) {
+		return last
+	}
+	return began
 }
 
 // givesUp returns the error of a call whose attempts have failed for so long, or nil if another one is to follow.
@@ -278,6 +320,9 @@ func (c *Client) request(
 	}
 	c.reached.Store(true)
 	if resp.StatusCode < 300 {
+		if target != chunksPath { // of which each chunk is one
+			c.serves()
+		}
 		return resp, nil
 	}
 	defer func() { _ = resp.Body.Close() }() // it is read to its end below
@@ -402,6 +447,25 @@ func (c *Client) Put(ctx context.Context, key string, data []byte, cond store.Co
 		return "", err
 	}
 	return version, nil
+}
+
+// MayPut implements [store.Asker]. A daemon that does not know the question leaves it open.
+func (c *Client) MayPut(ctx context.Context, key string) error {
+	if err := check(ctx, store.CheckKey(key)); err != nil {
+		return err
+	}
+	err := c.try(ctx, "asking for the right to put "+key, func(ctx context.Context) (bool, error) {
+		resp, err := c.request(ctx, http.MethodGet, mayPutPath+key, nil, nil)
+		if err != nil {
+			return false, err
+		}
+		_ = resp.Body.Close() // it has none
+		return false, nil
+	})
+	if errors.Is(err, fs.ErrInvalid) {
+		return nil
+	}
+	return err
 }
 
 // List implements [store.Store].

@@ -33,6 +33,8 @@ type guard struct {
 	store store.Store
 	rules Rules
 	peer  Peer
+	// indexes lets one index of this client be looked at at a time; nil if there is no such limit.
+	indexes *semaphore.Weighted
 	*checks
 }
 
@@ -44,17 +46,21 @@ type checks struct {
 	epoch atomic.Uint64
 	// format lets one first format be put at a time.
 	format *semaphore.Weighted
-	// decoders bounds how many chunks are decoded at once, and indexes how many indexes: to decode a hostile one can
-	// take a hundred times its size.
-	decoders, indexes *semaphore.Weighted
-	buffers           sync.Pool // *[]byte, for plain chunks
+	// decoders bounds how many chunks are decoded at once.
+	decoders *semaphore.Weighted
+	// memory bounds what indexes take that are being looked at, in bytes: that can be a hundred times their size.
+	memory  *semaphore.Weighted
+	buffers sync.Pool // *[]byte, for plain chunks
+	limits  Limits
+	metrics *Metrics
 }
 
-func newChecks() *checks {
+func newChecks(l Limits, m *Metrics) *checks {
 	return &checks{
 		format:   semaphore.NewWeighted(1),
 		decoders: semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
-		indexes:  semaphore.NewWeighted(1),
+		memory:   semaphore.NewWeighted(l.IndexMemory),
+		limits:   l, metrics: m,
 	}
 }
 
@@ -174,8 +180,8 @@ func (g guard) checkChunk(ctx context.Context, key string, data []byte) error {
 	if size > chunk.MaxSize {
 		return invalid("%v: %d plain bytes, %d are allowed", chunk.ErrCorrupt, size, chunk.MaxSize)
 	}
-	if err := g.decoders.Acquire(ctx, 1); err != nil {
-		return context.Cause(ctx)
+	if err := g.limits.acquire(ctx, g.metrics, "looking at a chunk", 1, g.decoders); err != nil {
+		return err
 	}
 	defer g.decoders.Release(1)
 	buf, ok := g.buffers.Get().(*[]byte)
@@ -201,16 +207,28 @@ func (g guard) checkIndex(ctx context.Context, data []byte) error {
 	return g.checkEpoch(ctx, epoch)
 }
 
+// decodeIndex looks at an index when there is memory for it. It keeps nothing of it.
 func (g guard) decodeIndex(ctx context.Context, data []byte) (epoch uint64, err error) {
-	if err := g.indexes.Acquire(ctx, 1); err != nil {
-		return 0, context.Cause(ctx)
-	}
-	defer g.indexes.Release(1)
-	x, err := index.Decode(data)
+	need, err := index.VerifyMemory(data)
 	if err != nil {
 		return 0, invalid("%v", err)
 	}
-	return x.Epoch, nil
+	const what = "looking at an index"
+	if g.indexes != nil {
+		if err := g.limits.acquire(ctx, g.metrics, what, 1, g.indexes); err != nil {
+			return 0, err
+		}
+		defer g.indexes.Release(1)
+	}
+	need = min(need, g.limits.IndexMemory)
+	if err := g.limits.acquire(ctx, g.metrics, what, need, g.memory); err != nil {
+		return 0, err
+	}
+	defer g.memory.Release(need)
+	if epoch, err = index.Verify(data); err != nil {
+		return 0, invalid("%v", err)
+	}
+	return epoch, nil
 }
 
 // checkEpoch refuses an epoch that the far store's gc/state has not come to.
@@ -255,8 +273,8 @@ func (g guard) putFormat(ctx context.Context, data []byte, c store.Condition) (s
 	if err := checkFormat(data); err != nil {
 		return "", invalid("refusing a store's format: %v", err)
 	}
-	if err := g.format.Acquire(ctx, 1); err != nil {
-		return "", context.Cause(ctx)
+	if err := g.limits.acquire(ctx, g.metrics, "a store's format", 1, g.format); err != nil {
+		return "", err
 	}
 	defer g.format.Release(1)
 	o, err := g.store.Get(ctx, formatKey, store.Read{Max: maxSmall})

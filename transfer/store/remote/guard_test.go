@@ -4,15 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -458,6 +459,10 @@ func TestRequests(t *testing.T) {
 		"get of chunks":          {request("GET /v1/chunks", "", ""), 405},
 		"put of a listing":       {request("PUT /v1/list", sized("x"), "x"), 405},
 		"options":                {request("OPTIONS *", "", ""), 400},
+		"a question by post":     {request("POST /v1/may-put/index/a", sized("x"), "x"), 405},
+		"a question with more":   {request("GET /v1/may-put/index/a?max=1", "", ""), 400},
+		"a question for nothing": {request("GET /v1/may-put/", "", ""), 400},
+		"a question answered":    {request("GET /v1/may-put/index/a", "", ""), 204},
 		"elsewhere":              {request("GET /", "", ""), 400},
 		"another version":        {request("GET /v2/object/"+c, "", ""), 400},
 		"no key":                 {request("GET /v1/object/", "", ""), 400},
@@ -545,19 +550,21 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestErrors lets each kind of error of the far store go through each kind of request.
+// TestErrors lets each kind of error of the far store go through each kind of request: its kind gets to the build, and
+// what it says into the log, and nowhere else.
 func TestErrors(t *testing.T) {
+	const secret = "https://minio.internal:9000/bucket"
 	c, stored := aChunk("content", 1)
-	for _, k := range append(kinds, struct {
+	for _, k := range append(slices.Clone(kinds), struct {
 		name   string
 		err    error
 		status int
-	}{otherKind, nil, 500}) {
-		cause := errors.New("the far store says so")
+		text   string
+	}{otherKind, nil, 500, "it failed"}) {
+		cause := errors.New("dial " + secret)
 		if k.err != nil {
 			cause = fmt.Errorf("%w: %w", cause, k.err)
 		}
-		text, _ := json.Marshal(cause.Error())
 		far := &storetest.Faulty{
 			Store: storetest.Memory(),
 			Fault: func(call storetest.Call) storetest.Fault {
@@ -567,7 +574,9 @@ func TestErrors(t *testing.T) {
 				return storetest.Fault{Before: &hintedError{cause}}
 			},
 		}
-		client := serve(t, &Handler{Store: far, Rules: everything})
+		log := new(safeBuffer)
+		h := &Handler{Store: far, Rules: everything, Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+		client := serve(t, h)
 		for what, call := range map[string]func() error{
 			"Get of an index": func() error { _, err := client.Get(t.Context(), "index/a", store.Read{}); return err },
 			"Get of a chunk":  func() error { _, err := client.Get(t.Context(), c, store.Read{}); return err },
@@ -577,24 +586,51 @@ func TestErrors(t *testing.T) {
 			},
 			"List": func() error { return client.List(t.Context(), "index/", func(store.Info) error { return nil }) },
 		} {
+			before := log.count(secret)
 			begun := time.Now()
 			err := call()
 			if !is(err, k.err) || err == nil {
 				t.Errorf("%s: %v, want only %v", what, err, k.err)
 				continue
 			}
-			if !strings.Contains(err.Error(), "the far store says so") || !strings.Contains(err.Error(), "nbc daemon") {
-				t.Errorf("%s: the text is %q, want that of %s", what, err, text)
+			if !strings.Contains(err.Error(), "nbc daemon: ") || !strings.Contains(err.Error(), k.text) {
+				t.Errorf("%s: the text is %q, want %q in it", what, err, k.text)
 			}
-			if h := store.Hint(err); h != "do something" {
-				t.Errorf("%s: the hint is %q", what, h)
+			if told := err.Error() + store.Hint(err); strings.Contains(told, "minio") || strings.Contains(told, "do something") {
+				t.Errorf("%s: the build is told %q", what, told)
 			}
 			if took := time.Since(begun); took > 5*time.Second {
 				t.Errorf("%s took %v", what, took)
 			}
+			for begun := time.Now(); log.count(secret) == before; time.Sleep(time.Millisecond) { // it comes after the reply
+				if time.Since(begun) > 5*time.Second {
+					t.Errorf("%s: the log does not say why", what)
+					break
+				}
+			}
 		}
 	}
 }
+
+// safeBuffer is a log that may be looked at while it is written.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func (s *safeBuffer) count(text string) int { return strings.Count(s.String(), text) }
 
 type hintedError struct{ error }
 

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,12 +44,15 @@ type Handler struct {
 	clients  *clients
 	checks   *checks
 	requests sync.WaitGroup
+	ledger   *ledger
 	draining atomic.Bool
 	health   health
 	// view returns what a peer sees of the store; tests look at the protocol without rules.
 	view func(Peer) store.Store
 	// beat is defaultBeat, unless a test has no time.
 	beat time.Duration
+	// peerOf is peerOfConn, unless a test has no other users.
+	peerOf func(net.Conn) Peer
 }
 
 func (h *Handler) start() {
@@ -57,9 +62,13 @@ func (h *Handler) start() {
 		if h.metrics == nil {
 			h.metrics, _ = NewMetrics(prometheus.NewRegistry()) // a registry of its own refuses nothing
 		}
-		h.shared = newShared(h.Store, h.limits.FarRequests, h.metrics)
+		h.shared = newShared(h.Store, h.limits, h.metrics)
 		h.clients = newClients(h.limits, h.metrics)
-		h.checks = newChecks()
+		h.checks = newChecks(h.limits, h.metrics)
+		h.ledger = newLedger(h.log())
+		if h.peerOf == nil {
+			h.peerOf = peerOfConn
+		}
 		if h.beat == 0 {
 			h.beat = defaultBeat
 		}
@@ -88,6 +97,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if x.conn != nil {
 		x.peer, x.client = x.conn.peer, x.conn.client
 	}
+	x.r = r.WithContext(context.WithValue(r.Context(), turnKey{}, &turn{client: x.client}))
 	w.Header().Set(versionHeader, protocolVersion)
 	err := x.serve()
 	if err != nil && !x.replied {
@@ -120,6 +130,21 @@ type exchange struct {
 	objects int    // of a request for chunks
 	replied bool   // the reply has begun
 	told    error  // what a reply that is whole says
+
+	// held is how many chunks of this request have room.
+	held atomic.Int64
+	// allowed is how long the bytes of the reply may have taken the peer so far, and spent how long they have.
+	allowed, spent time.Duration
+}
+
+// view returns what the peer sees of the store.
+func (x *exchange) view() store.Store {
+	v := x.h.view(x.peer)
+	if g, ok := v.(guard); ok {
+		g.indexes = x.client.indexes
+		return g
+	}
+	return v
 }
 
 // serve does what is asked for. If it returns an error, the reply may not have begun.
@@ -134,7 +159,7 @@ func (x *exchange) serve() error {
 	if key, ok := strings.CutPrefix(path, objectPath); ok {
 		x.key = key
 		if err := store.CheckKey(key); err != nil {
-			return err
+			return invalid("%v", err)
 		}
 		switch x.r.Method {
 		case http.MethodGet:
@@ -148,6 +173,14 @@ func (x *exchange) serve() error {
 			return x.admitted(func() error { return x.put(values) })
 		}
 		return x.noMethod("GET, PUT")
+	}
+	if key, ok := strings.CutPrefix(path, mayPutPath); ok {
+		x.key = key
+		if x.r.Method != http.MethodGet {
+			return x.noMethod("GET")
+		}
+		x.kind = "may-put"
+		return x.mayPut(values)
 	}
 	switch path {
 	case chunksPath:
@@ -215,35 +248,49 @@ func (x *exchange) during(work func(context.Context) error) error {
 		case err := <-done:
 			return err
 		case <-beats.C:
-			x.mayWrite(0)
-			x.w.WriteHeader(http.StatusProcessing)
+			_ = x.paced(0, func() error { x.w.WriteHeader(http.StatusProcessing); return nil }) // it shows later
 		}
 	}
 }
 
-// mayWrite gives the peer the time that it may take to read n more bytes, and mayRead until when it may send. That it
-// cannot be limited is the case in tests only.
-func (x *exchange) mayWrite(n int64) {
-	_ = x.control.SetWriteDeadline(time.Now().Add(x.h.limits.patience(n)))
+// paced writes something of the reply, n bytes of objects. All writes of one reply together may keep the daemon waiting
+// for Limits.Idle, and for what their bytes take at Limits.SlowRate, and none of them longer than if it were alone: so a
+// peer that reads slowly is cut off, however often it moves, and one that was fast has no long pause left.
+func (x *exchange) paced(n int64, write func() error) error {
+	x.allowed += x.h.limits.sending(n)
+	begun := time.Now()
+	x.mayWrite(begun, n)
+	err := write()
+	x.spent += time.Since(begun)
+	return err
+}
+
+// mayWrite sets until when n bytes are to be written. That it cannot be limited is the case in tests only.
+func (x *exchange) mayWrite(begun time.Time, n int64) {
+	most := x.h.limits.Idle + min(x.h.limits.sending(n), x.allowed-x.spent)
+	_ = x.control.SetWriteDeadline(begun.Add(most))
 }
 
 func (x *exchange) mayRead(until time.Time) { _ = x.control.SetReadDeadline(until) }
 
-// read reads the body of the request, n bytes. Memory is made as they come, and each piece has to come in its time: what
-// was set aside for a body that never comes is soon given back.
+// read reads the body of the request, n bytes. Memory is made as they come, and all of them have to come in their time, as
+// has each piece: what was set aside for a body that never comes is soon given back.
 func (x *exchange) read(n int64) ([]byte, error) {
-	x.mayWrite(0) // the peer may have to be told to go on
-	end := time.Now().Add(x.h.limits.patience(n))
+	x.mayWrite(time.Now(), 0) // the peer may have to be told to go on
+	end := time.Now().Add(x.h.limits.Idle + x.h.limits.sending(n))
 	var data []byte
 	for int64(len(data)) < n {
-		piece := min(n-int64(len(data)), max(int64(len(data)), firstPiece))
-		until := time.Now().Add(x.h.limits.patience(piece))
+		piece := min(n-int64(len(data)), firstPiece)
+		until := time.Now().Add(x.h.limits.Idle + x.h.limits.sending(piece))
 		if until.After(end) {
 			until = end
 		}
 		x.mayRead(until)
 		begin := len(data)
-		data = append(data, make([]byte, piece)...)
+		if int64(cap(data)-begin) < piece { // twice as much as there is, and what is still to come at most
+			data = slices.Grow(data, int(min(max(int64(begin), piece), n-int64(begin))))
+		}
+		data = data[:begin+int(piece)]
 		if _, err := io.ReadFull(x.r.Body, data[begin:]); err != nil {
 			return nil, invalid("reading the request: %v", err)
 		}
@@ -291,10 +338,13 @@ func (x *exchange) fail(err error) {
 	if err != nil {
 		data = []byte("{}")
 	}
-	x.mayWrite(int64(len(data)))
+	x.mayWrite(time.Now(), int64(len(data)))
 	header := x.w.Header()
 	header.Set("Content-Type", "application/json")
 	header.Set("Content-Length", strconv.Itoa(len(data)))
+	if p.Retry > 0 {
+		header.Set("Retry-After", strconv.Itoa(p.Retry))
+	}
 	x.w.WriteHeader(p.status())
 	_, _ = x.w.Write(data) // the peer may have left
 }
@@ -313,7 +363,9 @@ func (x *exchange) tell(err error) {
 		case result == "absent":
 			level = slog.LevelDebug
 		case result == "refused", result == "invalid", result == methodKind:
-			m.refused.WithLabelValues(x.kind).Inc()
+			if x.kind != "chunks" || !x.replied { // of which each was counted
+				m.refused.WithLabelValues(x.kind).Inc()
+			}
 			if x.kind == "list" {
 				level = slog.LevelInfo // a save that has nothing to begin with tries it
 			}
@@ -324,27 +376,25 @@ func (x *exchange) tell(err error) {
 	m.requests.WithLabelValues(x.kind, result).Inc()
 	m.bytes.WithLabelValues("in").Add(float64(x.in))
 	m.bytes.WithLabelValues("out").Add(float64(x.out))
-	log := x.h.log()
-	if !log.Enabled(x.r.Context(), level) {
-		return
-	}
-	attrs := []any{"result", result, "seconds", time.Since(x.begun).Seconds()}
-	if x.key != "" {
-		attrs = append(attrs, "key", x.key)
-	}
-	if x.objects > 0 {
-		attrs = append(attrs, "chunks", x.objects)
-	}
-	if n := x.in + x.out; n > 0 {
-		attrs = append(attrs, "bytes", n)
-	}
-	if x.conn != nil {
-		attrs = append(attrs, x.conn.attrs()...)
-	}
-	if err != nil {
-		attrs = append(attrs, "error", err.Error())
-	}
-	log.Log(x.r.Context(), level, x.kind, attrs...)
+	x.h.ledger.write(x.r.Context(), level, pageKey{x.peer, x.kind, result}, func() []any {
+		attrs := []any{"result", result, "seconds", time.Since(x.begun).Seconds()}
+		if x.key != "" {
+			attrs = append(attrs, "key", x.key)
+		}
+		if x.objects > 0 {
+			attrs = append(attrs, "chunks", x.objects)
+		}
+		if n := x.in + x.out; n > 0 {
+			attrs = append(attrs, "bytes", n)
+		}
+		if x.conn != nil {
+			attrs = append(attrs, x.conn.attrs()...)
+		}
+		if err != nil {
+			attrs = append(attrs, "error", short(err.Error()))
+		}
+		return attrs
+	})
 }
 
 // get replies with an object or a part of it.
@@ -376,7 +426,6 @@ func (x *exchange) get(values url.Values) error {
 		header.Set(nearHeader, "true")
 	}
 	x.replied = true
-	x.mayWrite(0)
 	x.w.WriteHeader(http.StatusOK)
 	return x.write(o.Data)
 }
@@ -391,7 +440,7 @@ func (x *exchange) getWithin(r store.Read, limit int64) (o store.Object, space *
 		if space, err = x.h.clients.take(ctx, x.client, limit); err != nil {
 			return err
 		}
-		o, err = x.h.view(x.peer).Get(ctx, x.key, r)
+		o, err = x.view().Get(ctx, x.key, r)
 		return err
 	})
 	if err != nil && space != nil {
@@ -405,8 +454,11 @@ func (x *exchange) write(data []byte) error {
 	const piece = 1 << 20
 	for len(data) > 0 {
 		p := data[:min(piece, len(data))]
-		x.mayWrite(int64(len(p)))
-		if _, err := x.w.Write(p); err != nil {
+		err := x.paced(int64(len(p)), func() error {
+			_, err := x.w.Write(p)
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("writing the reply: %w", err)
 		}
 		x.out += int64(len(p))
@@ -457,7 +509,7 @@ func (x *exchange) put(values url.Values) error {
 	if err != nil {
 		return err
 	}
-	view := x.h.view(x.peer)
+	view := x.view()
 	if g, ok := view.(guard); ok {
 		// Before the body is read: a client that expects so does not send it.
 		if err := g.mayPut(x.key); err != nil {
@@ -499,7 +551,7 @@ func (x *exchange) put(values url.Values) error {
 		return fmt.Errorf("putting %s: its version %q is none that can be passed on", x.key, version)
 	}
 	x.replied = true
-	x.mayWrite(0)
+	x.mayWrite(time.Now(), 0)
 	x.w.Header().Set("ETag", `"`+version+`"`)
 	x.w.WriteHeader(http.StatusNoContent)
 	return nil
@@ -526,7 +578,32 @@ func (x *exchange) condition() (store.Condition, error) {
 		}
 		return c, invalid("header %s: %.100q is not known", name, list[0])
 	}
-	return c, c.Check()
+	if err := c.Check(); err != nil {
+		return c, invalid("%v", err)
+	}
+	return c, nil
+}
+
+// mayPut says whether the peer may put an object, which costs neither room nor a question to the far store.
+func (x *exchange) mayPut(values url.Values) error {
+	if len(values) > 0 {
+		return invalid("a question for a right has no parameters")
+	}
+	if err := x.noBody(); err != nil {
+		return err
+	}
+	if err := store.CheckKey(x.key); err != nil {
+		return invalid("%v", err)
+	}
+	if g, ok := x.view().(guard); ok {
+		if err := g.mayPut(x.key); err != nil {
+			return err
+		}
+	}
+	x.replied = true
+	x.mayWrite(time.Now(), 0)
+	x.w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // unquote returns the version in an ETag.

@@ -43,6 +43,13 @@ func (h *Handler) Healthy(ctx context.Context) error {
 	if errors.Is(err, context.Canceled) {
 		return err // whoever asked has left; nothing is known
 	}
+	if was := h.health.err; (was == nil) != (err == nil) {
+		if err != nil {
+			h.log().Warn("the far store does not answer", "error", short(err.Error()))
+		} else {
+			h.log().Info("the far store answers again")
+		}
+	}
 	h.health.err, h.health.when = err, time.Now()
 	return err
 }
@@ -63,7 +70,8 @@ func (h *Handler) Health() http.Handler {
 			return
 		}
 		if err := h.Healthy(r.Context()); err != nil {
-			say(w, http.StatusServiceUnavailable, "far store: "+short(err.Error()))
+			// Every process of this machine can ask.
+			say(w, http.StatusServiceUnavailable, "far store: "+newProblem(err).Kind)
 			return
 		}
 		say(w, http.StatusOK, "ok")

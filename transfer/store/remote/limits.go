@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -10,24 +11,30 @@ import (
 	"nbc/transfer/store"
 )
 
-// Limits bound what builds can make a daemon do at the same time. Who comes to a limit waits; nothing grows. A client
-// is a user: all processes of one UID together, since each Nix build at work has a UID of its own. The zero value of
-// each field means its default.
+// Limits bound what builds can make a daemon do at the same time. Who comes to a limit waits, for a while; nothing grows.
+// A client is a user: all processes of one UID together, since each Nix build at work has a UID of its own. The zero
+// value of each field means its default.
 type Limits struct {
 	// Conns are open connections, of all clients and of one. Beyond the first nobody is accepted; those of one client
 	// beyond the second are closed, or else it could keep the others out. Each takes a descriptor and 20 KB of memory.
 	Conns, ClientConns int
 	// Requests are those that are being served, of all clients and of one.
 	Requests, ClientRequests int
-	// FarRequests are those of the far store, near copies included.
-	FarRequests int
+	// FarRequests are those of the far store, near copies included, of all clients and of one.
+	FarRequests, ClientFarRequests int
 	// Bytes are those of objects on their way, of all clients and of one. It is the better part of the memory that a
 	// daemon takes.
 	Bytes, ClientBytes int64
 	// Object bounds an index, or whatever else is not a chunk, in bytes.
 	Object int64
-	// Idle ends a connection on which no byte moves though the peer's turn has come, and Header one whose request is not
-	// there. What a peer sends or takes must also come on by SlowRate bytes a second.
+	// IndexMemory bounds what indexes may take that are being looked at, in bytes. One that takes more is looked at alone;
+	// of each client it is one at a time.
+	IndexMemory int64
+	// Wait is how long a request waits for its turn, for room, or for the far store's, before it is told that there is
+	// none: a build had better begin cold.
+	Wait time.Duration
+	// Idle is how long a peer may keep the daemon waiting in one request, beside what the bytes take that it sends or
+	// reads at SlowRate bytes a second. Header ends a connection whose request is not there.
 	Idle, Header time.Duration
 	SlowRate     int64
 }
@@ -35,17 +42,20 @@ type Limits struct {
 // The defaults. Eight restores at once have 8 × 64 chunks under way, 163 KB each before it is known how well they
 // compress; a save of one build has 64 connections.
 const (
-	DefaultConns          = 2048
-	DefaultClientConns    = 1024
-	DefaultRequests       = 512
-	DefaultClientRequests = 256
-	DefaultFarRequests    = 128
-	DefaultBytes          = 64 << 20
-	DefaultClientBytes    = 32 << 20
-	DefaultObject         = 64 << 20
-	DefaultIdle           = 30 * time.Second
-	DefaultHeader         = 10 * time.Second
-	DefaultSlowRate       = 1 << 20
+	DefaultConns             = 2048
+	DefaultClientConns       = 1024
+	DefaultRequests          = 512
+	DefaultClientRequests    = 256
+	DefaultFarRequests       = 128
+	DefaultClientFarRequests = 64
+	DefaultBytes             = 64 << 20
+	DefaultClientBytes       = 32 << 20
+	DefaultObject            = 64 << 20
+	DefaultIndexMemory       = 64 << 20 // what one of a million files takes
+	DefaultWait              = 5 * time.Second
+	DefaultIdle              = 10 * time.Second
+	DefaultHeader            = 10 * time.Second
+	DefaultSlowRate          = 1 << 20
 )
 
 // maxHeader bounds the header of a request in bytes. Those of a client have some 200.
@@ -73,28 +83,53 @@ func (l Limits) withDefaults() Limits {
 	number(&l.Requests, DefaultRequests)
 	number(&l.ClientRequests, DefaultClientRequests)
 	number(&l.FarRequests, DefaultFarRequests)
+	number(&l.ClientFarRequests, DefaultClientFarRequests)
 	size(&l.Bytes, DefaultBytes)
 	size(&l.ClientBytes, DefaultClientBytes)
 	size(&l.Object, DefaultObject)
+	size(&l.IndexMemory, DefaultIndexMemory)
 	size(&l.SlowRate, DefaultSlowRate)
+	duration(&l.Wait, DefaultWait)
 	duration(&l.Idle, DefaultIdle)
 	duration(&l.Header, DefaultHeader)
 	l.ClientConns = min(l.ClientConns, l.Conns)
 	l.ClientRequests = min(l.ClientRequests, l.Requests)
+	l.ClientFarRequests = min(l.ClientFarRequests, l.FarRequests)
 	l.ClientBytes = min(l.ClientBytes, l.Bytes)
 	l.Object = min(l.Object, store.MaxObject)
 	return l
 }
 
-// patience is how long n bytes may take a peer.
-func (l Limits) patience(n int64) time.Duration {
-	return l.Idle + time.Duration(float64(n)/float64(l.SlowRate)*float64(time.Second))
+// sending is how long n bytes take a peer that is as slow as it may be.
+func (l Limits) sending(n int64) time.Duration {
+	return time.Duration(float64(n) / float64(l.SlowRate) * float64(time.Second))
+}
+
+// acquire takes n of each of some semaphores, one after another, and waits for Wait at most for all of them. What it
+// waits for is for the client to read.
+func (l Limits) acquire(ctx context.Context, m *Metrics, what string, n int64, list ...*semaphore.Weighted) error {
+	limited, cancel := context.WithTimeout(ctx, l.Wait)
+	defer cancel()
+	for i, s := range list {
+		if s.Acquire(limited, n) == nil {
+			continue
+		}
+		for _, s := range list[:i] {
+			s.Release(n)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		m.busy.WithLabelValues(what).Inc()
+		return busy(what)
+	}
+	return nil
 }
 
 // client is what one user has under way.
 type client struct {
-	requests, bytes *semaphore.Weighted
-	conns           int // by clients.mu
+	requests, bytes, far, indexes *semaphore.Weighted
+	conns                         int // by clients.mu
 }
 
 // clients knows the clients that are connected. One that has left is forgotten.
@@ -121,6 +156,7 @@ func newClients(l Limits, m *Metrics) *clients {
 func (c *clients) make() *client {
 	return &client{
 		requests: semaphore.NewWeighted(int64(c.limits.ClientRequests)), bytes: semaphore.NewWeighted(c.limits.ClientBytes),
+		far: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)), indexes: semaphore.NewWeighted(1),
 	}
 }
 
@@ -156,12 +192,8 @@ func (c *clients) disconnect(p Peer, one *client) {
 
 // begin waits until a request of the client may be served, and returns what ends it.
 func (c *clients) begin(ctx context.Context, one *client) (end func(), err error) {
-	if err := one.requests.Acquire(ctx, 1); err != nil {
-		return nil, context.Cause(ctx)
-	}
-	if err := c.requests.Acquire(ctx, 1); err != nil {
-		one.requests.Release(1)
-		return nil, context.Cause(ctx)
+	if err := c.limits.acquire(ctx, c.metrics, "a request", 1, one.requests, c.requests); err != nil {
+		return nil, err
 	}
 	c.metrics.inFlight.Inc()
 	return func() {
@@ -182,12 +214,8 @@ type room struct {
 // that, and leaves the others theirs.
 func (c *clients) take(ctx context.Context, one *client, n int64) (*room, error) {
 	n = min(n, c.limits.ClientBytes)
-	if err := one.bytes.Acquire(ctx, n); err != nil {
-		return nil, context.Cause(ctx)
-	}
-	if err := c.bytes.Acquire(ctx, n); err != nil {
-		one.bytes.Release(n)
-		return nil, context.Cause(ctx)
+	if err := c.limits.acquire(ctx, c.metrics, "an object", n, one.bytes, c.bytes); err != nil {
+		return nil, err
 	}
 	c.metrics.bytesHeld.Add(float64(n))
 	return &room{clients: c, client: one, size: n}, nil
@@ -205,5 +233,47 @@ func (r *room) shrink(n int64) {
 	r.clients.metrics.bytesHeld.Sub(float64(more))
 }
 
-// free gives everything back.
-func (r *room) free() { r.shrink(0) }
+// free gives everything back. There may be no room.
+func (r *room) free() {
+	if r != nil {
+		r.shrink(0)
+	}
+}
+
+// turn is whose requests of the far store those of an exchange are, and how many of them are under way. The context of a
+// call has it; without one nobody's limit counts.
+type turn struct {
+	client *client
+	away   atomic.Int64
+}
+
+// turnKey is where a context has its *turn.
+type turnKey struct{}
+
+// take waits until the client may make another request of the far store, and returns what ends it. As long as others of
+// this exchange are under way it waits on: they give back what it waits for.
+func (t *turn) take(ctx context.Context, l Limits, m *Metrics) (end func(), err error) {
+	if t == nil {
+		return func() {}, nil
+	}
+	for {
+		going := t.away.Load() > 0
+		err := l.acquire(ctx, m, "a request of its store", 1, t.client.far)
+		if err == nil {
+			t.away.Add(1)
+			return func() {
+				t.away.Add(-1)
+				t.client.far.Release(1)
+			}, nil
+		}
+		if !isBusy(err) || !going || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// turnOf returns the turn of a call, or nil.
+func turnOf(ctx context.Context) *turn {
+	t, _ := ctx.Value(turnKey{}).(*turn)
+	return t
+}

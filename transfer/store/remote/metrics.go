@@ -19,6 +19,7 @@ type Metrics struct {
 	bytesHeld   prometheus.Gauge
 	connections prometheus.Gauge
 	turnedAway  prometheus.Counter
+	busy        *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics of one Handler at r. They all begin with "nbc_daemon_".
@@ -29,7 +30,7 @@ func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 	gauge := func(n, help string) prometheus.Gauge { return prometheus.NewGauge(prometheus.GaugeOpts(name(n, help))) }
 	m := &Metrics{
 		requests: prometheus.NewCounterVec(name("requests_total",
-			"Requests, by kind (chunks: many chunks at once; get, put: one object; list) and result."),
+			"Requests, by kind (chunks: many chunks at once; get, put: one object; list; may-put: a question) and result."),
 			[]string{"kind", "result"}),
 		bytes: prometheus.NewCounterVec(name("bytes_total",
 			"Bytes of objects that came from builds (in) and went to them (out)."), []string{"direction"}),
@@ -49,11 +50,13 @@ func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 		bytesHeld:   gauge("bytes_in_flight", "Bytes that are set aside for objects on their way."),
 		connections: gauge("connections", "Open connections of builds."),
 		turnedAway:  prometheus.NewCounter(name("turned_away_total", "Connections that one client had too many of.")),
+		busy: prometheus.NewCounterVec(name("busy_total",
+			"Requests and chunks for which there was no room for too long, by what they waited for."), []string{"what"}),
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		m.requests, m.bytes, m.chunks, m.joined, m.refused, m.farSeconds, m.inFlight, m.bytesHeld, m.connections,
-		m.turnedAway,
+		m.turnedAway, m.busy,
 	} {
 		errs = append(errs, r.Register(c))
 	}

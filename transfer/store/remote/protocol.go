@@ -38,6 +38,7 @@ const (
 	nearHeader = "Nbc-Near"
 
 	objectPath = "/v1/object/"
+	mayPutPath = "/v1/may-put/"
 	chunksPath = "/v1/chunks"
 	listPath   = "/v1/list"
 )
@@ -62,19 +63,25 @@ var maxChunk = int64(chunk.MaxEncoded(chunk.MaxSize))
 // maxSmall bounds the format and the collector's state in bytes.
 const maxSmall = 1 << 20
 
-// kinds are the errors that keep their meaning on the way.
+// kinds are the errors that keep their meaning on the way. Text is what a build is told of one that the far store, or
+// anything else behind the socket, has made: its own words name endpoints, buckets and paths, which are nothing for a
+// build, and stand in the daemon's log.
 var kinds = []struct {
 	name   string
 	err    error
 	status int
+	text   string
 }{
-	{"unavailable", store.ErrUnavailable, http.StatusServiceUnavailable},
-	{"absent", store.ErrNotExist, http.StatusNotFound},
-	{"refused", store.ErrRefused, http.StatusForbidden},
-	{"conflict", store.ErrConflict, http.StatusPreconditionFailed},
-	{"too-large", store.ErrTooLarge, http.StatusRequestEntityTooLarge},
-	{"invalid", fs.ErrInvalid, http.StatusBadRequest},
+	{"unavailable", store.ErrUnavailable, http.StatusServiceUnavailable, "its store could not be reached"},
+	{"absent", store.ErrNotExist, http.StatusNotFound, "its store has no such object"},
+	{"refused", store.ErrRefused, http.StatusForbidden, "its store does not allow this"},
+	{"conflict", store.ErrConflict, http.StatusPreconditionFailed, store.ErrConflict.Error()},
+	{"too-large", store.ErrTooLarge, http.StatusRequestEntityTooLarge, store.ErrTooLarge.Error()},
+	{"invalid", fs.ErrInvalid, http.StatusBadRequest, "its store takes no such request"},
 }
+
+// hintLog is for failures of which a build is not told more.
+const hintLog = "whoever runs nbc daemon finds the reason in its log"
 
 const (
 	otherKind  = "other"
@@ -86,25 +93,43 @@ type problem struct {
 	Kind   string `json:"kind"`
 	Text   string `json:"text"`
 	Advice string `json:"hint,omitempty"`
+	// Retry, unless 0, says that the daemon had no room for the request, and after how many seconds there may be some.
+	Retry int `json:"retry,omitempty"`
 }
 
-// newProblem sorts err.
+// newProblem sorts err. What it says itself is told only if the daemon has made it for builds.
 func newProblem(err error) *problem {
 	var p *problem
 	if errors.As(err, &p) {
 		return p
 	}
-	p = &problem{Kind: otherKind, Text: short(err.Error()), Advice: short(store.Hint(err))}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		err = store.ErrUnavailable // the daemon gave up, not the client
+	}
 	for _, k := range kinds {
 		if errors.Is(err, k.err) {
-			p.Kind = k.name
+			p = &problem{Kind: k.name, Text: k.text}
+			if k.err == store.ErrUnavailable || k.err == store.ErrRefused {
+				p.Advice = hintLog
+			}
 			return p
 		}
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		p.Kind = "unavailable" // the daemon gave up, not the client
+	return &problem{Kind: otherKind, Text: "it failed", Advice: hintLog}
+}
+
+// busy says that somebody has waited for long enough.
+func busy(what string) error {
+	return &problem{
+		Kind: "unavailable", Text: "it has no room for " + what + " at the moment", Retry: 1,
+		Advice: "the limits of nbc daemon are --max-requests, --max-bytes and --max-wait",
 	}
-	return p
+}
+
+// isBusy reports whether err is busy's.
+func isBusy(err error) bool {
+	var p *problem
+	return errors.As(err, &p) && p.Retry > 0
 }
 
 // short makes text fit a reply.

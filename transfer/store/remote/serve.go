@@ -26,8 +26,9 @@ func (h *Handler) Serve(ctx context.Context, l net.Listener, drain time.Duration
 	s := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: h.limits.Header,
-		IdleTimeout:       2 * h.limits.Idle,
-		MaxHeaderBytes:    maxHeader,
+		// Longer than a client keeps one, 20 seconds.
+		IdleTimeout:    6 * h.limits.Idle,
+		MaxHeaderBytes: maxHeader,
 		// OPTIONS is no request of the protocol.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -37,7 +38,7 @@ func (h *Handler) Serve(ctx context.Context, l net.Listener, drain time.Duration
 		Protocols: new(http.Protocols),
 	}
 	s.Protocols.SetHTTP1(true)
-	listening := newListener(l, h.clients)
+	listening := newListener(l, h.clients, h.peerOf)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(listening) }()
 	select {
@@ -62,6 +63,7 @@ func (h *Handler) Serve(ctx context.Context, l net.Listener, drain time.Duration
 func (h *Handler) ended() error {
 	h.requests.Wait()
 	h.shared.wait()
+	h.ledger.close()
 	return nil
 }
 
@@ -69,13 +71,16 @@ func (h *Handler) ended() error {
 type listener struct {
 	net.Listener
 	clients *clients
+	peerOf  func(net.Conn) Peer
 	room    chan struct{}
 	closed  chan struct{}
 	once    sync.Once
 }
 
-func newListener(l net.Listener, c *clients) *listener {
-	return &listener{Listener: l, clients: c, room: make(chan struct{}, c.limits.Conns), closed: make(chan struct{})}
+func newListener(l net.Listener, c *clients, peerOf func(net.Conn) Peer) *listener {
+	return &listener{
+		Listener: l, clients: c, peerOf: peerOf, room: make(chan struct{}, c.limits.Conns), closed: make(chan struct{}),
+	}
 }
 
 // Accept waits for room before it accepts, so that those who wait do so in the kernel.
@@ -91,7 +96,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			<-l.room
 			return nil, err
 		}
-		peer := peerOfConn(c)
+		peer := l.peerOf(c)
 		client := l.clients.connect(peer)
 		if client == nil {
 			l.clients.metrics.turnedAway.Inc()

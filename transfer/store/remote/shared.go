@@ -17,6 +17,7 @@ import (
 type shared struct {
 	store   store.Store
 	slots   *semaphore.Weighted
+	limits  Limits
 	metrics *Metrics
 
 	mu      sync.Mutex
@@ -27,10 +28,12 @@ type shared struct {
 var _ store.Store = (*shared)(nil)
 
 // flightKey tells fetches apart that must not stand for each other: one that passes near copies by is no answer for
-// less, and one that does not is none for it.
+// less, and one that does not is none for it. So is one that takes fewer bytes, and one that takes more could take more
+// than there is room for. Builds that restore the same index want the same.
 type flightKey struct {
 	key   string
 	fresh bool
+	most  int64
 }
 
 // flight is a fetch that is under way. It belongs to no caller: it ends early when the last one has left.
@@ -42,22 +45,36 @@ type flight struct {
 	err     error
 }
 
-func newShared(s store.Store, requests int, m *Metrics) *shared {
+func newShared(s store.Store, l Limits, m *Metrics) *shared {
 	return &shared{
-		store: s, slots: semaphore.NewWeighted(int64(requests)), metrics: m, flights: map[flightKey]*flight{},
+		store: s, slots: semaphore.NewWeighted(int64(l.FarRequests)), limits: l, metrics: m, flights: map[flightKey]*flight{},
 	}
 }
 
 // Get implements [store.Store].
 func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Object, error) {
 	if !isChunk(key) || r.Offset != 0 || r.Length != 0 || r.Check() != nil {
+		end, err := turnOf(ctx).take(ctx, s.limits, s.metrics)
+		if err != nil {
+			return store.Object{}, err
+		}
+		defer end()
 		return s.get(ctx, key, r)
 	}
 	if ctx.Err() != nil {
 		return store.Object{}, context.Cause(ctx)
 	}
-	f := s.join(ctx, flightKey{key, r.Fresh})
-	defer s.leave(flightKey{key, r.Fresh}, f)
+	k := flightKey{key, r.Fresh, min(r.Limit(), maxChunk)}
+	f := s.join(k)
+	if f == nil {
+		// The fetch is this client's, whoever joins it.
+		end, err := turnOf(ctx).take(ctx, s.limits, s.metrics)
+		if err != nil {
+			return store.Object{}, err
+		}
+		f = s.begin(ctx, k, end)
+	}
+	defer s.leave(k, f)
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -72,13 +89,26 @@ func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Objec
 	return f.object, nil
 }
 
-// join returns the fetch for k, which it begins if none is under way.
-func (s *shared) join(ctx context.Context, k flightKey) *flight {
+// join returns the fetch for k that is under way, or nil.
+func (s *shared) join(k flightKey) *flight {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flights[k]
+	if f != nil {
+		f.callers++
+		s.metrics.joined.Inc()
+	}
+	return f
+}
+
+// begin begins the fetch for k and calls end when it has ended, unless somebody else has begun it meanwhile.
+func (s *shared) begin(ctx context.Context, k flightKey, end func()) *flight {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.flights[k]; f != nil {
 		f.callers++
 		s.metrics.joined.Inc()
+		end()
 		return f
 	}
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -86,7 +116,8 @@ func (s *shared) join(ctx context.Context, k flightKey) *flight {
 	s.flights[k] = f
 	s.all.Go(func() {
 		defer close(f.done) // when nobody can join any more
-		f.object, f.err = s.get(fctx, k.key, store.Read{Max: maxChunk, Fresh: k.fresh})
+		defer end()
+		f.object, f.err = s.get(fctx, k.key, store.Read{Max: k.most, Fresh: k.fresh})
 		s.forget(k, f)
 	})
 	return f
@@ -133,8 +164,8 @@ func (s *shared) get(ctx context.Context, key string, r store.Read) (store.Objec
 
 // far makes one request of the far store, when there is room for it, and measures it unless it was not needed.
 func (s *shared) far(ctx context.Context, op string, request func() (near bool, err error)) error {
-	if err := s.slots.Acquire(ctx, 1); err != nil {
-		return context.Cause(ctx)
+	if err := s.limits.acquire(ctx, s.metrics, "a request of its store", 1, s.slots); err != nil {
+		return err
 	}
 	defer s.slots.Release(1)
 	begun := time.Now()
@@ -147,6 +178,11 @@ func (s *shared) far(ctx context.Context, op string, request func() (near bool, 
 
 // Put implements [store.Store].
 func (s *shared) Put(ctx context.Context, key string, data []byte, c store.Condition) (version string, err error) {
+	end, err := turnOf(ctx).take(ctx, s.limits, s.metrics)
+	if err != nil {
+		return "", err
+	}
+	defer end()
 	err = s.far(ctx, "put", func() (bool, error) {
 		version, err = s.store.Put(ctx, key, data, c)
 		return false, err

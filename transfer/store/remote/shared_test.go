@@ -23,7 +23,7 @@ func newTestShared(t testing.TB, s store.Store) *shared {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newShared(s, 64, m)
+	return newShared(s, Limits{}.withDefaults(), m)
 }
 
 func TestSharedConformance(t *testing.T) {
@@ -49,7 +49,7 @@ func TestFetchedOnce(t *testing.T) {
 		mu.Unlock()
 		for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(time.Millisecond) {
 			h.shared.mu.Lock()
-			f := h.shared.flights[flightKey{key: key}]
+			f := h.shared.flights[flightKey{key: key, most: 1 << 20}]
 			waiting := f != nil && f.callers == builds
 			h.shared.mu.Unlock()
 			if waiting {

@@ -36,7 +36,7 @@ func parseWanted(body []byte) ([]wanted, error) {
 		}
 		w := wanted{key: fields[0]}
 		if err := store.CheckKey(w.key); err != nil {
-			return nil, err
+			return nil, invalid("line %d of the request: %v", len(list)+1, err)
 		}
 		if !isChunk(w.key) {
 			return nil, invalid("line %d of the request: %s is no chunk", len(list)+1, w.key)
@@ -59,7 +59,7 @@ type fetched struct {
 	n      int
 	object store.Object
 	err    error
-	room   *room
+	room   *room // nil if there was none
 }
 
 // chunks replies with many chunks.
@@ -80,7 +80,7 @@ func (x *exchange) chunks(values url.Values) error {
 		return err
 	}
 	x.objects = len(list)
-	if g, ok := x.h.view(x.peer).(guard); ok {
+	if g, ok := x.view().(guard); ok {
 		if err := g.known(); err != nil {
 			return err
 		}
@@ -103,14 +103,17 @@ func (x *exchange) chunks(values url.Values) error {
 // fetch gets the chunks and gives each to results, which is read until it is closed.
 func (x *exchange) fetch(ctx context.Context, list []wanted, results chan<- fetched) {
 	var g errgroup.Group
-	g.SetLimit(x.h.limits.FarRequests)
-	view := x.h.view(x.peer)
+	view := x.view()
 	for n, w := range list {
 		// Room is taken in the order of the request, before a goroutine is.
-		room, err := x.h.clients.take(ctx, x.client, w.read.Max)
+		room, err := x.takePatiently(ctx, w.read.Max)
 		if err != nil {
-			break // the peer has left
+			for ; n < len(list) && ctx.Err() == nil; n++ {
+				results <- fetched{n: n, err: err}
+			}
+			break // or the peer has left
 		}
+		x.held.Add(1)
 		g.Go(func() error {
 			o, err := view.Get(ctx, w.key, w.read)
 			room.shrink(int64(len(o.Data)))
@@ -119,6 +122,17 @@ func (x *exchange) fetch(ctx context.Context, list []wanted, results chan<- fetc
 		})
 	}
 	_ = g.Wait() // the functions return nothing but nil
+}
+
+// takePatiently takes room, and waits on as long as chunks of this request have some: they give back what it waits for.
+func (x *exchange) takePatiently(ctx context.Context, n int64) (*room, error) {
+	for {
+		holds := x.held.Load() > 0
+		room, err := x.h.clients.take(ctx, x.client, n)
+		if err == nil || ctx.Err() != nil || !isBusy(err) || !holds {
+			return room, err
+		}
+	}
 }
 
 // sendChunks writes what comes until results is closed. Of what is in results when it returns an error nothing is sent.
@@ -162,12 +176,18 @@ func (x *exchange) sendChunks(results <-chan fetched) error {
 }
 
 func (x *exchange) sendChunk(f fetched) error {
-	defer f.room.free()
+	if f.room != nil {
+		defer x.held.Add(-1)
+		defer f.room.free()
+	}
 	if f.err != nil {
 		if x.r.Context().Err() != nil {
 			return x.r.Context().Err()
 		}
 		p := newProblem(f.err)
+		if x.told == nil || newProblem(x.told).Kind == "absent" {
+			x.told = f.err // what is in the log is the first one that is worth it
+		}
 		if p.Kind == "refused" || p.Kind == "invalid" {
 			x.h.metrics.refused.WithLabelValues(x.kind).Inc()
 		}
@@ -190,14 +210,14 @@ func (x *exchange) line(v any) error {
 		x.replied = true
 		x.w.Header().Set("Content-Type", "application/octet-stream")
 	}
-	x.mayWrite(int64(len(data)))
-	_, err = x.w.Write(append(data, '\n'))
-	return err
+	return x.paced(int64(len(data)), func() error {
+		_, err := x.w.Write(append(data, '\n'))
+		return err
+	})
 }
 
 func (x *exchange) flush() error {
-	x.mayWrite(0)
-	err := x.control.Flush()
+	err := x.paced(0, x.control.Flush)
 	if errors.Is(err, http.ErrNotSupported) {
 		return nil
 	}
@@ -220,7 +240,7 @@ func (x *exchange) list(values url.Values) error {
 	done := make(chan error, 1)
 	go func() {
 		defer close(infos)
-		done <- x.h.view(x.peer).List(ctx, x.key, func(i store.Info) error {
+		done <- x.view().List(ctx, x.key, func(i store.Info) error {
 			select {
 			case infos <- i:
 				return nil

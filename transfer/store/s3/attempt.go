@@ -49,8 +49,8 @@ func (f *failure) Unwrap() []error {
 }
 
 // try calls once until it succeeds, or fails for good, or the attempts are used up. What names the call in the error.
-// Once is told how many attempts were before it. One that stalled counts as two: it has taken long, and a store that
-// accepts connections and says nothing is seldom better the next time.
+// Once is told how many attempts were before it. One that stalled counts as more than one: it has taken long, and a store
+// that accepts connections and says nothing is seldom better the next time.
 func (s *Store) try(ctx context.Context, what string, once func(ctx context.Context, before int) error) error {
 	left := s.attempts()
 	for n := 1; ; n++ {
@@ -65,11 +65,16 @@ func (s *Store) try(ctx context.Context, what string, once func(ctx context.Cont
 			return fmt.Errorf("%s %s: %w", what, s.location, context.Cause(ctx))
 		}
 		f := s.sort(err)
-		left--
-		if idle := (*idleError)(nil); errors.As(err, &idle) {
+		stall := stalled(err)
+		if stall {
+			left -= s.stallCosts()
+		} else {
 			left--
 		}
 		if !f.retry || left <= 0 {
+			if stall {
+				s.silent.Store(true)
+			}
 			if n > 1 {
 				f.text = fmt.Sprintf("%s (attempt %d)", f.text, n)
 			}
@@ -84,6 +89,14 @@ func (s *Store) try(ctx context.Context, what string, once func(ctx context.Cont
 			return fmt.Errorf("%s %s: %w, after attempt %d: %s", what, s.location, context.Cause(ctx), n, f.text)
 		}
 	}
+}
+
+// stalled says whether nothing came, of the store or of the network before it.
+func stalled(err error) bool {
+	var send *smithyhttp.RequestSendError
+	var timeout net.Error
+	return errors.As(err, new(*idleError)) ||
+		errors.As(err, &send) && errors.As(send.Err, &timeout) && timeout.Timeout() // nobody was there to connect to
 }
 
 const (

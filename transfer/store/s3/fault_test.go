@@ -179,7 +179,7 @@ func TestPassingFaults(t *testing.T) {
 			})
 			attempts := 4
 			if strings.Contains(name, "hang") {
-				s.IdleTimeout, s.Attempts, attempts = 200*time.Millisecond, 6, 3
+				s.IdleTimeout, s.Attempts, attempts = 200*time.Millisecond, 7, 3
 			}
 			o, err := s.Get(t.Context(), "index/a", store.Read{})
 			if err != nil || string(o.Data) != content || o.Version != "v1" || o.Size != int64(len(content)) {
@@ -198,6 +198,7 @@ func TestPassingFaults(t *testing.T) {
 			if attempts == 3 {
 				s.Attempts = 6
 			}
+			called := false
 			for _, call := range []func() error{
 				func() error { _, err := s.Get(t.Context(), "index/a", store.Read{}); return err },
 				func() error { _, err := s.Put(t.Context(), "index/a", []byte("x"), store.Condition{}); return err },
@@ -211,8 +212,17 @@ func TestPassingFaults(t *testing.T) {
 					}
 				}
 				wantOnly(t, "a call during an outage", err, store.ErrUnavailable)
-				if n := srv.requests.Load(); n != int64(attempts) {
-					t.Errorf("%d requests, want %d: %v", n, attempts, err)
+				want := attempts
+				if name == "hang" || name == "hang in the head" {
+					// It has never answered, and the second call knows.
+					want = 2
+					if called {
+						want = 1
+					}
+				}
+				called = true
+				if n := srv.requests.Load(); n != int64(want) {
+					t.Errorf("%d requests, want %d: %v", n, want, err)
 				}
 				if strings.Contains(name, "hang") && !strings.Contains(err.Error(), "no byte moved for 200ms") {
 					t.Errorf("the error does not say that it stalled: %v", err)
@@ -723,4 +733,36 @@ func TestRequestsAreSigned(t *testing.T) {
 	if _, err := s.Put(t.Context(), "index/a+b@c=d~20", []byte("x"), store.Condition{}); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestSilentStoreGetsWell: a store that was silent is given less time, and all of it again as soon as it has answered.
+func TestSilentStoreGetsWell(t *testing.T) {
+	var well atomic.Bool
+	s, srv := serve(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
+		if well.Load() {
+			object(w)
+			return
+		}
+		hang("")(w)
+	})
+	s.IdleTimeout, s.Attempts = 200*time.Millisecond, 6
+	get := func(want int64) error {
+		t.Helper()
+		srv.requests.Store(0)
+		_, err := s.Get(t.Context(), "index/a", store.Read{})
+		if n := srv.requests.Load(); n != want {
+			t.Errorf("%d requests, want %d", n, want)
+		}
+		return err
+	}
+	for _, want := range []int64{2, 1, 1} {
+		wantOnly(t, "a call while it is silent", get(want), store.ErrUnavailable)
+	}
+	well.Store(true)
+	if err := get(1); err != nil {
+		t.Error(err)
+	}
+	well.Store(false)
+	wantOnly(t, "a call when it has answered", get(3), store.ErrUnavailable)
+	wantOnly(t, "the call after it", get(1), store.ErrUnavailable)
 }

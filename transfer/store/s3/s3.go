@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -26,8 +27,12 @@ import (
 )
 
 const (
-	// DefaultIdleTimeout is longer than any server takes to begin with its reply, and than a lost packet is sent again.
-	DefaultIdleTimeout = 30 * time.Second
+	// DefaultIdleTimeout is longer than any server takes to begin with its reply, and than a packet that was lost five
+	// times is sent again.
+	DefaultIdleTimeout = 15 * time.Second
+	// silentTimeout is for a store that has let a whole call stall and not answered since: it is asked again, but a build
+	// does not pay for it a second time.
+	silentTimeout = 5 * time.Second
 	// DefaultAttempts are over after 3 to 4 seconds where the connection is refused: a build should begin cold soon.
 	DefaultAttempts = 6
 	// DefaultMaxBackoff is what the AWS tools wait at most.
@@ -38,7 +43,8 @@ const (
 type Store struct {
 	// IdleTimeout ends an attempt in which no byte has moved for so long; 0 means DefaultIdleTimeout.
 	IdleTimeout time.Duration
-	// Attempts is how often a request is sent at most, where one that stalled counts as two; 0 means DefaultAttempts.
+	// Attempts is how often a request is sent at most; 0 means DefaultAttempts. One that stalled counts as two, as three
+	// as long as the store has never answered, and as all of them when a call before has failed so.
 	Attempts int
 	// MaxBackoff bounds the pause between two attempts, also one that the server asks for; 0 means DefaultMaxBackoff.
 	MaxBackoff time.Duration
@@ -47,6 +53,8 @@ type Store struct {
 	client      *awss3.Client
 	credentials aws.CredentialsProvider
 	transport   *http.Transport
+	// answered says that a reply has come, and silent that a call has failed since the last one because nothing came.
+	answered, silent atomic.Bool
 }
 
 var _ store.Store = (*Store)(nil)
@@ -105,10 +113,31 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) idleTimeout() time.Duration {
-	if s.IdleTimeout > 0 {
-		return s.IdleTimeout
+	limit := s.IdleTimeout
+	if limit <= 0 {
+		limit = DefaultIdleTimeout
 	}
-	return DefaultIdleTimeout
+	if s.silent.Load() {
+		limit = min(limit, silentTimeout)
+	}
+	return limit
+}
+
+// stallCosts returns how many attempts one that has stalled counts as.
+func (s *Store) stallCosts() int {
+	switch {
+	case s.silent.Load():
+		return s.attempts()
+	case !s.answered.Load():
+		return 3
+	}
+	return 2
+}
+
+// replied notes that the store has answered.
+func (s *Store) replied() {
+	s.answered.Store(true)
+	s.silent.Store(false)
 }
 
 func (s *Store) attempts() int {

@@ -129,6 +129,7 @@ func (c *watchedClient) Do(req *http.Request) (*http.Response, error) {
 		w.end()
 		return nil, w.explain(err)
 	}
+	c.store.replied()
 	body := &watchedBody{ReadCloser: resp.Body, watch: w, left: -1}
 	if resp.StatusCode >= 300 || awsmiddleware.GetOperationName(req.Context()) != "GetObject" {
 		body.left = maxReply

@@ -1,0 +1,101 @@
+package index
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// peak returns by how many bytes the heap grows while f runs.
+func peak(f func()) int64 {
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	runtime.GC()
+	before := heap()
+	most := before
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+				runtime.GC()
+				most = max(most, heap())
+			}
+		}
+	}()
+	f()
+	close(stop)
+	<-stopped
+	return most - before
+}
+
+// TestVerifyMemory: an index whose paths share nearly all they have takes as much memory as the limits allow where it is
+// decoded, and hardly any where it is only looked at.
+func TestVerifyMemory(t *testing.T) {
+	const files = 1 << 17
+	x := &Index{Roots: []string{"d"}, Entries: []Entry{{Path: "d", Kind: Dir}}}
+	dir := "d"
+	for range 3 {
+		dir += "/" + strings.Repeat("x", MaxComponent)
+		x.Entries = append(x.Entries, Entry{Path: dir, Kind: Dir})
+	}
+	c := craft(x)
+	for i := range files - len(x.Entries) {
+		name := fmt.Sprintf("%s/%s%06d", dir, strings.Repeat("y", 200), i)
+		prev := x.Entries[len(x.Entries)-1].Path
+		x.Entries = append(x.Entries[:1], Entry{Path: name, Kind: File}) // only the last one is of use
+		c.entries.Text, c.entries.Shared = appendPath(c.entries.Text, c.entries.Shared, prev, name)
+		c.entries.Kinds, c.entries.Sizes = append(c.entries.Kinds, 0), append(c.entries.Sizes, 0)
+	}
+	c.entries.Times = make([]byte, 8*files)
+	data := c.data()
+
+	weight, err := VerifyMemory(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verified := peak(func() { _, err = Verify(data) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var decoded *Index
+	full := peak(func() { decoded, err = Decode(data) })
+	if err != nil || len(decoded.Entries) != files {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes; to decode them took %d MB, to look at them %d MB, of %d", len(data), full>>20, verified>>20, weight>>20)
+	if full < 100<<20 {
+		t.Errorf("it is not large: %d bytes", full)
+	}
+	if verified > weight+8<<20 {
+		t.Errorf("looking at it took %d bytes, and was to take %d", verified, weight)
+	}
+}
+
+// TestLargest: a tree of as many artifacts as are allowed is within the limits that are about bytes.
+func TestLargest(t *testing.T) {
+	x := &Index{Roots: []string{"d"}, Entries: []Entry{{Path: "d", Kind: Dir}}}
+	for i := range MaxEntries - 1 {
+		x.Entries = append(x.Entries, Entry{Path: fmt.Sprintf("d/node_modules.%07d.js", i), Kind: File, MTime: int64(i) * 977})
+	}
+	data := craft(x).data()
+	if _, err := Verify(data); err != nil {
+		t.Error(err)
+	}
+	got, err := Decode(data)
+	if err != nil || len(got.Entries) != MaxEntries {
+		t.Errorf("%d entries, %v", len(got.Entries), err)
+	}
+	weight, err := VerifyMemory(data)
+	if err != nil || weight > 1<<26 {
+		t.Errorf("to look at it is to take %d bytes, %v", weight, err)
+	}
+}
