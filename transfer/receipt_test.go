@@ -140,3 +140,30 @@ func TestDefaultStateIsOneForEachTree(t *testing.T) {
 		}
 	}
 }
+
+// A list that nbc has not written is none, whatever its bytes are, and takes no more memory than it has bytes for.
+func TestReceiptListsOfAnyBytes(t *testing.T) {
+	good := (&receipt{
+		Files:   []receiptFile{{Path: "a/b"}, {Path: "a/c"}},
+		Sources: []index.Source{{Path: "s", Kind: index.File}}, SourceStats: []index.Stat{{Dev: 1}}, BaseData: []byte("base"),
+	}).appendLong(nil)
+	if err := new(receipt).readLong(good); err != nil {
+		t.Fatal(err)
+	}
+	for n := range good {
+		if new(receipt).readLong(good[:n]) == nil {
+			t.Errorf("the first %d bytes of %d are a list", n, len(good))
+		}
+	}
+	if new(receipt).readLong(append(good, 0)) == nil {
+		t.Error("a byte more is a list")
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		data := rapid.SliceOfN(rapid.Byte(), 0, 60).Draw(t, "data")
+		if rapid.Bool().Draw(t, "mutate") {
+			data = append([]byte(nil), good...)
+			data[rapid.IntRange(0, len(data)-1).Draw(t, "at")] = rapid.Byte().Draw(t, "byte")
+		}
+		_ = new(receipt).readLong(data) // whatever it says, it does not panic
+	})
+}
