@@ -686,7 +686,8 @@ func (r *round) haskellCorpus(ctx context.Context) error {
 	return errors.Join(r.turns(ctx, haskellSave, edited), removeAll(tree))
 }
 
-// update makes dir equal to the tree to, writing only files whose contents differ, as a build does.
+// update makes the files and directories in dir those of the tree to, writing only files whose contents differ, as a build
+// does.
 func update(dir, to string) error {
 	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
 		if err != nil || file == dir {
@@ -696,7 +697,11 @@ func update(dir, to string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := os.Lstat(filepath.Join(to, rel)); !errors.Is(err, fs.ErrNotExist) {
+		info, err := os.Lstat(filepath.Join(to, rel))
+		if err == nil && info.IsDir() == d.IsDir() {
+			return nil
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		if err := os.RemoveAll(file); err != nil || !d.IsDir() { // #nosec G122 -- nobody else writes there

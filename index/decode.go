@@ -15,7 +15,7 @@ import (
 )
 
 // FirstRead is how many bytes of an index to ask a store for when only the chunk keys are wanted: enough for 7,000 of
-// them, that is for a tree of a gigabyte. [PrefixSize] then tells whether more are needed.
+// them, that is for a tree of 1.5 GB. [PrefixSize] then tells whether more are needed.
 const FirstRead = 256 << 10
 
 // PrefixSize returns how many bytes of an index, counted from its start, [DecodeChunks] needs. Of data, it reads

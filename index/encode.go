@@ -116,7 +116,7 @@ func (x *Index) EncodeAfter(was *Index, old []byte) ([]byte, error) {
 }
 
 // fewBytes is how long a section may be that is not worth the memory of an encoder: where nothing has changed there is only
-// one, on the build, and making the encoder's tables of 4 MB would take as long as all else.
+// one to be encoded, on the build, and making the encoder's tables of 4 MB would take as long as all else.
 const fewBytes = 1 << 10
 
 func encodeSection(kind uint16, section any) (row, []byte, error) {
@@ -145,7 +145,8 @@ type common map[uint16]struct {
 	data []byte
 }
 
-// common finds out which those are: one section has one form, so that what is equal decoded is equal encoded.
+// common finds out which those are: what is equal decoded may as well be copied. But for what another writer did not
+// compress.
 func (x *Index) common(was *Index, old []byte) common {
 	if was == nil {
 		return nil
@@ -161,6 +162,7 @@ func (x *Index) common(was *Index, old []byte) common {
 			break
 		}
 		switch {
+		case r.encoding == asIs && r.plain > fewBytes:
 		case r.kind == kindChunks && x.Epoch == was.Epoch && slices.Equal(x.Chunks, was.Chunks),
 			r.kind == kindEntries && slices.Equal(x.Entries, was.Entries),
 			r.kind == kindSources && slices.Equal(x.Sources, was.Sources),

@@ -52,7 +52,7 @@ const (
 	// MaxEntries and MaxSources are 20 times the largest tree in use, and 110 MB of memory for each.
 	MaxEntries = 1 << 21
 	MaxSources = 1 << 21
-	// MaxChunks is what 640 GiB make at the default average size.
+	// MaxChunks is what 1 TiB makes at the default average size.
 	MaxChunks = 1 << 22
 	// MaxPath is in bytes. Trees can be deeper than the 4 KiB that one system call takes.
 	MaxPath = 64 << 10

@@ -55,7 +55,7 @@ func TestMemoryDoesNotGrowWithTheTree(t *testing.T) {
 	for i := range 2 {
 		w.write(fmt.Sprintf("build/large%d", i), noise(uint64(1000+i), size>>2))
 	}
-	const limit = 120 // MB: 32 and 16 in flight, and buffers of 640 KB for each worker, and as much again of garbage
+	const limit = 120 // MB: 16 or 8 in flight, and buffers of 1 MB for each worker, and as much again of garbage
 	if got := mostMemory(func() { w.first() }); got > limit {
 		t.Errorf("a save of %d MB takes %d MB", size>>20, got)
 	} else {

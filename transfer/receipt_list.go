@@ -162,19 +162,21 @@ func (w *rowReader) fail() { w.bad, w.data = true, nil }
 // begin reads the beginning of a list, and returns how many rows it has.
 func (w *rowReader) begin() int {
 	count, length := w.uint(), w.uint()
-	// A row takes bytes, so that there are no more than those; and paths share bytes with one another, so that they can be
-	// longer than these. The digest has shown that nbc wrote them.
-	if count > uint64(len(w.data)) || length > maxReceiptText {
+	w.text, w.ends, w.stats, w.mtime = strings.Builder{}, nil, index.Stat{}, 0
+	// Paths share bytes with one another, so that they can be longer than their rows.
+	if count > uint64(len(w.data)/shortestRow) || length > index.MaxPathBytes {
 		w.fail()
 		return 0
 	}
-	w.text, w.ends, w.stats, w.mtime = strings.Builder{}, make([]int, 0, count), index.Stat{}, 0
-	w.text.Grow(int(length))
+	if length > 0 {
+		w.ends = make([]int, 0, count)
+		w.text.Grow(int(length))
+	}
 	return int(count)
 }
 
-// maxReceiptText is more than the paths of as many files as an index may have take: 4 GB.
-const maxReceiptText = 1 << 32
+// shortestRow is that of a stat: seven numbers.
+const shortestRow = 7
 
 func (w *rowReader) uint() uint64 {
 	n, k := binary.Uvarint(w.data)
@@ -213,9 +215,9 @@ func (w *rowReader) path() {
 	if k := len(w.ends); k > 1 {
 		begin = w.ends[k-2]
 	}
-	if same > uint64(end-begin) {
+	if free := uint64(w.text.Cap() - end); same > uint64(end-begin) || same > free || rest > free-same {
 		w.fail()
-		same = 0
+		return
 	}
 	w.text.WriteString(w.text.String()[begin : begin+int(same)])
 	w.text.Write(w.bytes(rest))

@@ -141,7 +141,7 @@ func TestDefaultStateIsOneForEachTree(t *testing.T) {
 	}
 }
 
-// A list that nbc has not written is none, whatever its bytes are, and takes no more memory than it has bytes for.
+// A list that nbc has not written is none, whatever its bytes are, and takes no more memory than those of an index may.
 func TestReceiptListsOfAnyBytes(t *testing.T) {
 	good := (&receipt{
 		Files:   []receiptFile{{Path: "a/b"}, {Path: "a/c"}},

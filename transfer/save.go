@@ -650,7 +650,8 @@ func (s *saving) describe() index.Build {
 // first walk has seen each directory at another time, and files were read after it.
 //
 // If it found the base, and every file of that untouched, this is known already: the base is a tree as it was at one
-// moment, no file was read, and none had changed since the restore when the walk came by.
+// moment, no file was read, and none had changed since the restore when the walk came by. What a build that is still at
+// work changes after that is not in this save, as it would not be if it came a moment later.
 func (s *saving) unchanged(ctx context.Context) error {
 	if s.nothing {
 		return nil

@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -634,6 +635,50 @@ func countDirs(all map[string]string) (n int) {
 		}
 	}
 	return n
+}
+
+// A tree that was untouched when the walk came by is saved as it was restored, whatever becomes of it afterwards.
+func TestSaveOfAnUntouchedTreeThatChanges(t *testing.T) {
+	for name, change := range map[string]func(w *world){
+		"not":      func(*world) {},
+		"written":  func(w *world) { w.write("build/a.o", "OBJECT A") },
+		"added":    func(w *world) { w.write("build/late.o", "object") },
+		"vanishes": func(w *world) { w.remove("build/a.o") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			w.put(someTree())
+			w.first()
+			w.hit(RestoreOptions{})
+			want := below(w.snapshot(), "build")
+			at(t, "index", func() { change(w) })
+			rep := w.saved(SaveOptions{})
+			if rep.Sent.Chunks != 0 || rep.Untouched == 0 {
+				t.Errorf("%+v", rep)
+			}
+			o := w.again()
+			o.hit(RestoreOptions{})
+			if d := differ(want, below(o.snapshot(), "build")); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+// A store may ask for chunks as large as the format allows.
+func TestSaveOfTheLargestChunks(t *testing.T) {
+	w := newWorld(t, nil)
+	f := NewFormat()
+	f.Chunker.Min, f.Chunker.Max, f.Chunker.Bits = chunk.MaxSize, chunk.MaxSize, 20
+	data, err := json.Marshal(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.set(FormatPath, data)
+	w.write("build/large", noise(1, 3*chunk.MaxSize+1))
+	if rep := w.first(); rep.Sent.Chunks != 4 {
+		t.Errorf("%+v", rep)
+	}
 }
 
 // One that never holds still is not saved.

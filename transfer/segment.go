@@ -12,7 +12,8 @@ import (
 )
 
 // segmentBytes is the expected length of a segment. At 2 to 16 MB a cold save costs the same; after a change, 2 to 4 MB
-// are best: a smaller segment ends more chunks early, of a larger one more is read again.
+// are best: a smaller segment ends more chunks early, of a larger one more is read again. (That was measured with chunks
+// of 160 KiB.)
 const segmentBytes = 3 << 20
 
 // content is a regular file as a part of the contents.

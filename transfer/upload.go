@@ -19,7 +19,7 @@ import (
 )
 
 // encodedInFlight bounds the stored bytes that wait for an answer of the store: room for 64 chunks that compress to half
-// their size, and for 30 that do not at all.
+// their size, and for 30 that do not at all. Chunks that are being compressed come on top, one for each core.
 const encodedInFlight = 8 << 20
 
 // upload turns segments into chunks in the store.
@@ -40,7 +40,7 @@ type upload struct {
 }
 
 func newUpload(s *saving) *upload {
-	n := 4*runtime.GOMAXPROCS(0) + 4
+	n := 2*runtime.GOMAXPROCS(0) + 8
 	u := &upload{saving: s, buffers: make(chan []byte, n), claimed: map[chunk.ID]bool{}}
 	for range n {
 		u.buffers <- nil // made when first used
@@ -109,14 +109,15 @@ func (u *upload) run(ctx context.Context, list []*segment) error {
 		return nil
 	})
 	puts, putCtx := newCrew(gctx, u.cache.requests())
-	bytes := semaphore.NewWeighted(encodedInFlight)
+	bytes := semaphore.NewWeighted(encodedInFlight + int64(cores*chunk.MaxEncoded(u.params.Max)))
 	var encoders sync.WaitGroup
 	for range cores {
 		encoders.Add(1)
 		g.Go(func() error {
 			defer encoders.Done()
+			scratch := make([]byte, 0, chunk.MaxEncoded(u.params.Max))
 			for c := range plain {
-				if err := u.encode(putCtx, c, puts, bytes); err != nil {
+				if err := u.encode(putCtx, c, scratch, puts, bytes); err != nil {
 					return err
 				}
 			}
@@ -127,7 +128,9 @@ func (u *upload) run(ctx context.Context, list []*segment) error {
 		encoders.Wait() // nothing is added to puts any more
 		return puts.Wait()
 	})
-	return g.Wait()
+	err := g.Wait()
+	u.buffers = nil // what comes next is in need of memory as well
+	return err
 }
 
 // scan cuts one segment.
@@ -162,8 +165,11 @@ func (u *upload) scan(ctx context.Context, s *segment, splitter *chunk.Splitter,
 	}
 }
 
-// encode names a chunk, and sends it if the store does not have it.
-func (u *upload) encode(ctx context.Context, c scanned, puts *crew, bytes *semaphore.Weighted) error {
+// encode names a chunk, and sends it if the store does not have it. What is sent is copied from scratch, where any chunk
+// has room: buffers of that size for all that wait for the store would be 13 MB that nothing is in.
+func (u *upload) encode(
+	ctx context.Context, c scanned, scratch []byte, puts *crew, bytes *semaphore.Weighted,
+) error {
 	id := chunk.Sum(c.plain)
 	u.mu.Lock()
 	g, known := u.known[id]
@@ -184,7 +190,7 @@ func (u *upload) encode(ctx context.Context, c scanned, puts *crew, bytes *semap
 		u.buffers <- c.plain[:0]
 		return context.Cause(ctx)
 	}
-	stored := chunk.Encode(getBuffer(), c.plain)
+	stored := append(getBuffer(), chunk.Encode(scratch, c.plain)...)
 	u.buffers <- c.plain[:0]
 	bytes.Release(size - int64(len(stored)))
 	puts.Go(func() error {
