@@ -238,7 +238,6 @@ func TestSlowReader(t *testing.T) {
 		body.String()); err != nil {
 		t.Fatal(err)
 	}
-	begun := time.Now()
 	piece := make([]byte, 6000)
 	came := 0
 	for {
@@ -252,7 +251,7 @@ func TestSlowReader(t *testing.T) {
 	if came >= chunks*size {
 		t.Errorf("a peer that reads too slowly was sent all of %d bytes", came)
 	}
-	begun = time.Now()
+	begun := time.Now()
 	for value(t, h.metrics.bytesHeld) > 0 || value(t, h.metrics.inFlight) > 0 {
 		if time.Since(begun) > 10*time.Second {
 			t.Fatal("what it held is not given back")
