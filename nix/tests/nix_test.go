@@ -177,7 +177,7 @@ sandbox-fallback = false
 sandbox-paths = /bin /usr /lib /lib64? /etc/alternatives? /var/lib/ghc?
 extra-sandbox-paths = /run/nbc=` + h.sockets() + `?
 experimental-features = nix-command flakes
-timeout = 50
+timeout = 150
 `
 	if err := os.MkdirAll(h.sockets(), 0o755); err != nil {
 		return err
@@ -259,7 +259,8 @@ func (h *host) stop(sig os.Signal) {
 		return
 	}
 	_ = h.daemon.Process.Signal(sig)
-	_ = h.daemon.Wait() // how it ends is no matter here
+	_ = h.daemon.Process.Signal(syscall.SIGCONT) // a test may have stopped it
+	_ = h.daemon.Wait()                          // how it ends is no matter here
 	h.daemon = nil
 }
 
