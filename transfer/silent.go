@@ -14,8 +14,9 @@ import (
 // be another process, asks once more, and does not wait as long: so a build pays once.
 
 // secondPatience is how long the save of a build waits for the first answer of a store that did not answer the restore.
-// A store that is well answers in a tenth of that.
-const secondPatience = 5 * time.Second
+// A store that is well answers in a tenth of that, and a daemon that has no room says so after 5 seconds, and is asked
+// once more.
+const secondPatience = 8 * time.Second
 
 // silent says whether err, with which a restore ended, means that the store does not answer.
 func silent(ctx context.Context, err error) bool {
@@ -33,7 +34,7 @@ func (s *saving) begin(ctx context.Context) error {
 	defer cancel()
 	err := s.ask(short)
 	if err != nil && short.Err() != nil && ctx.Err() == nil {
-		return fmt.Errorf("%w: it did not answer the restore, and again not within %v: %w", store.ErrUnavailable,
+		return fmt.Errorf("%w: it did not serve the restore, and again not within %v: %w", store.ErrUnavailable,
 			secondPatience, err)
 	}
 	return err

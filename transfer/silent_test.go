@@ -45,7 +45,7 @@ func TestSilentStoreCostsOnce(t *testing.T) {
 			begun := time.Now()
 			_, err := w.save(SaveOptions{})
 			if !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotExist) ||
-				!strings.Contains(err.Error(), "did not answer the restore") {
+				!strings.Contains(err.Error(), "did not serve the restore") {
 				t.Errorf("save: %v", err)
 			}
 			if took := time.Since(begun); took < secondPatience || took > secondPatience+10*time.Second {

@@ -161,7 +161,7 @@ func TestBusy(t *testing.T) {
 			begun := time.Now()
 			err := call()
 			if !is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "no room") ||
-				!strings.Contains(store.Hint(err), "--max-") {
+				!strings.Contains(store.Hint(err), "nbc daemon") {
 				t.Errorf("%s: %s: %v, hint %q", name, what, err, store.Hint(err))
 			}
 			if took := time.Since(begun); took > patience+4*time.Second {

@@ -33,8 +33,9 @@ const (
 	DefaultFirstPatience = 2 * time.Second
 	// DefaultIdleTimeout is several times the beat at which a daemon shows that it is alive.
 	DefaultIdleTimeout = 15 * time.Second
-	// DefaultBusyPatience is twice as long as a daemon lets a request wait for room.
-	DefaultBusyPatience = 10 * time.Second
+	// DefaultBusyPatience is as long as DefaultPatience, for the same reason: what keeps a daemon without room for anybody
+	// is most often a far store that pauses, and the daemon itself bears with that for 30 to 45 seconds.
+	DefaultBusyPatience = 40 * time.Second
 
 	// connectTimeout is for a socket of this machine: only a full queue makes a connection wait.
 	connectTimeout = 2 * time.Second

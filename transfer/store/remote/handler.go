@@ -292,7 +292,8 @@ func (x *exchange) read(n int64) ([]byte, error) {
 		}
 		data = data[:begin+int(piece)]
 		if _, err := io.ReadFull(x.r.Body, data[begin:]); err != nil {
-			return nil, invalid("reading the request: %v", err)
+			// The peer has left, or was held up: it may come again with the same.
+			return nil, &problem{Kind: "unavailable", Text: "the bytes of the request did not come in time", Retry: 1}
 		}
 	}
 	// While the reply is made nothing is to be read, except that the peer may leave.

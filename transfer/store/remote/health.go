@@ -36,7 +36,7 @@ func (h *Handler) Healthy(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	_, err := h.shared.Get(ctx, formatKey, store.Read{Max: maxSmall})
+	_, err := h.Store.Get(ctx, formatKey, store.Read{Max: maxSmall}) // past the limits of builds
 	if errors.Is(err, store.ErrNotExist) {
 		err = nil
 	}

@@ -22,6 +22,8 @@ type Limits struct {
 	Requests, ClientRequests int
 	// FarRequests are those of the far store, near copies included, of all clients and of one.
 	FarRequests, ClientFarRequests int
+	// Lists are listings, of all clients and of one: each is many requests of the far store, one after another.
+	Lists, ClientLists int
 	// Bytes are those of objects on their way, of all clients and of one. It is the better part of the memory that a
 	// daemon takes.
 	Bytes, ClientBytes int64
@@ -39,8 +41,8 @@ type Limits struct {
 	SlowRate     int64
 }
 
-// The defaults. Eight restores at once have 8 × 64 chunks under way, 163 KB each before it is known how well they
-// compress; a save of one build has 64 connections.
+// The defaults. Eight restores at once ask for 8 × 64 chunks; those that there is no room for, 256 KB each before it is
+// known how well they compress, wait for a moment. A save of one build has 64 connections.
 const (
 	DefaultConns             = 2048
 	DefaultClientConns       = 1024
@@ -48,6 +50,8 @@ const (
 	DefaultClientRequests    = 256
 	DefaultFarRequests       = 128
 	DefaultClientFarRequests = 64
+	DefaultLists             = 16
+	DefaultClientLists       = 4
 	DefaultBytes             = 64 << 20
 	DefaultClientBytes       = 32 << 20
 	DefaultObject            = 64 << 20
@@ -84,6 +88,8 @@ func (l Limits) withDefaults() Limits {
 	number(&l.ClientRequests, DefaultClientRequests)
 	number(&l.FarRequests, DefaultFarRequests)
 	number(&l.ClientFarRequests, DefaultClientFarRequests)
+	number(&l.Lists, DefaultLists)
+	number(&l.ClientLists, DefaultClientLists)
 	size(&l.Bytes, DefaultBytes)
 	size(&l.ClientBytes, DefaultClientBytes)
 	size(&l.Object, DefaultObject)
@@ -95,6 +101,7 @@ func (l Limits) withDefaults() Limits {
 	l.ClientConns = min(l.ClientConns, l.Conns)
 	l.ClientRequests = min(l.ClientRequests, l.Requests)
 	l.ClientFarRequests = min(l.ClientFarRequests, l.FarRequests)
+	l.ClientLists = min(l.ClientLists, l.Lists)
 	l.ClientBytes = min(l.ClientBytes, l.Bytes)
 	l.Object = min(l.Object, store.MaxObject)
 	return l
@@ -128,8 +135,8 @@ func (l Limits) acquire(ctx context.Context, m *Metrics, what string, n int64, l
 
 // client is what one user has under way.
 type client struct {
-	requests, bytes, far, indexes *semaphore.Weighted
-	conns                         int // by clients.mu
+	requests, bytes, far, lists, indexes *semaphore.Weighted
+	conns                                int // by clients.mu
 }
 
 // clients knows the clients that are connected. One that has left is forgotten.
@@ -157,6 +164,7 @@ func (c *clients) make() *client {
 	return &client{
 		requests: semaphore.NewWeighted(int64(c.limits.ClientRequests)), bytes: semaphore.NewWeighted(c.limits.ClientBytes),
 		far: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)), indexes: semaphore.NewWeighted(1),
+		lists: semaphore.NewWeighted(int64(c.limits.ClientLists)),
 	}
 }
 
@@ -192,7 +200,7 @@ func (c *clients) disconnect(p Peer, one *client) {
 
 // begin waits until a request of the client may be served, and returns what ends it.
 func (c *clients) begin(ctx context.Context, one *client) (end func(), err error) {
-	if err := c.limits.acquire(ctx, c.metrics, "a request", 1, one.requests, c.requests); err != nil {
+	if err := c.limits.acquire(ctx, c.metrics, aRequest, 1, one.requests, c.requests); err != nil {
 		return nil, err
 	}
 	c.metrics.inFlight.Inc()
@@ -214,7 +222,7 @@ type room struct {
 // that, and leaves the others theirs.
 func (c *clients) take(ctx context.Context, one *client, n int64) (*room, error) {
 	n = min(n, c.limits.ClientBytes)
-	if err := c.limits.acquire(ctx, c.metrics, "an object", n, one.bytes, c.bytes); err != nil {
+	if err := c.limits.acquire(ctx, c.metrics, anObject, n, one.bytes, c.bytes); err != nil {
 		return nil, err
 	}
 	c.metrics.bytesHeld.Add(float64(n))

@@ -120,11 +120,23 @@ func newProblem(err error) *problem {
 
 // busy says that somebody has waited for long enough.
 func busy(what string) error {
-	return &problem{
-		Kind: "unavailable", Text: "it has no room for " + what + " at the moment", Retry: 1,
-		Advice: "the limits of nbc daemon are --max-requests, --max-bytes and --max-wait",
+	p := &problem{Kind: "unavailable", Text: "it has no room for " + what + " at the moment", Retry: 1}
+	switch what {
+	case aRequest:
+		p.Advice = "how many it serves at once is --max-requests of nbc daemon"
+	case anObject:
+		p.Advice = "how much it has room for is --max-bytes of nbc daemon"
+	default:
+		p.Advice = "its store may be slow: the log of nbc daemon tells"
 	}
+	return p
 }
+
+// What there may be no room for, and a flag gives more of.
+const (
+	aRequest = "a request"
+	anObject = "an object"
+)
 
 // isBusy reports whether err is busy's.
 func isBusy(err error) bool {

@@ -17,6 +17,7 @@ import (
 type shared struct {
 	store   store.Store
 	slots   *semaphore.Weighted
+	lists   *semaphore.Weighted
 	limits  Limits
 	metrics *Metrics
 
@@ -47,7 +48,8 @@ type flight struct {
 
 func newShared(s store.Store, l Limits, m *Metrics) *shared {
 	return &shared{
-		store: s, slots: semaphore.NewWeighted(int64(l.FarRequests)), limits: l, metrics: m, flights: map[flightKey]*flight{},
+		store: s, slots: semaphore.NewWeighted(int64(l.FarRequests)), lists: semaphore.NewWeighted(int64(l.Lists)),
+		limits: l, metrics: m, flights: map[flightKey]*flight{},
 	}
 }
 
@@ -190,9 +192,20 @@ func (s *shared) Put(ctx context.Context, key string, data []byte, c store.Condi
 	return version, err
 }
 
-// List implements [store.Store]. It takes as long as its caller does, so it neither counts as a request of the far
-// store nor is it measured.
+// List implements [store.Store]. It takes as long as its caller does, so it is not measured, and has a limit of its own.
 func (s *shared) List(ctx context.Context, prefix string, yield func(store.Info) error) error {
+	list := []*semaphore.Weighted{s.lists}
+	if t := turnOf(ctx); t != nil {
+		list = []*semaphore.Weighted{t.client.lists, s.lists}
+	}
+	if err := s.limits.acquire(ctx, s.metrics, "a listing", 1, list...); err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range list {
+			l.Release(1)
+		}
+	}()
 	return s.store.List(ctx, prefix, yield)
 }
 

@@ -218,3 +218,41 @@ func (s *readingStore) Get(ctx context.Context, key string, r store.Read) (store
 	s.read(r)
 	return s.Store.Get(ctx, key, r)
 }
+
+// A listing is many requests of the far store: some of them at once are enough, and who is held up by its reader leaves
+// room to others of other clients.
+func TestListingsAreBounded(t *testing.T) {
+	m, err := NewMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := storetest.Memory()
+	if _, err := far.Put(t.Context(), "index/a", []byte("x"), store.Condition{}); err != nil {
+		t.Fatal(err)
+	}
+	l := Limits{Lists: 2, ClientLists: 1, Wait: 20 * time.Millisecond}.withDefaults()
+	s, c := newShared(far, l, m), newClients(l, m)
+	of := func(one *client) context.Context {
+		return context.WithValue(t.Context(), turnKey{}, &turn{client: one})
+	}
+	one, other, third := c.make(), c.make(), c.make()
+	list := func(one *client, yield func(store.Info) error) error { return s.List(of(one), "index/", yield) }
+	nothing := func(store.Info) error { return nil }
+	err = list(one, func(store.Info) error {
+		if err := list(one, nothing); !isBusy(err) {
+			t.Errorf("a second listing of one client: %v", err)
+		}
+		return list(other, func(store.Info) error {
+			if err := list(third, nothing); !isBusy(err) {
+				t.Errorf("a third listing: %v", err)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := list(third, nothing); err != nil {
+		t.Errorf("when all have ended: %v", err)
+	}
+}
