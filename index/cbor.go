@@ -94,11 +94,12 @@ func (r *cborReader) bytes() []byte {
 	return b
 }
 
-// list reads an array of byte strings, of which each takes a byte at least.
-func (r *cborReader) list() [][]byte {
+// list reads an array of byte strings, of which each takes a byte at least. There may be so many, which is looked at
+// before there is memory for them: an empty one takes 24 bytes of it.
+func (r *cborReader) list(most uint64) [][]byte {
 	n := r.want(majorArray)
-	if n > uint64(len(r.rest)) || n > max(MaxRoots, MaxPatterns) {
-		r.fail(fmt.Errorf("an array of %d in %d bytes", n, len(r.rest)))
+	if n > uint64(len(r.rest)) || n > most {
+		r.fail(fmt.Errorf("an array of %d in %d bytes, %d are allowed", n, len(r.rest), most))
 		return nil
 	}
 	list := makeList[[]byte](int(n))
@@ -157,10 +158,11 @@ func (s *sourceSection) read(r *cborReader) {
 func (s *buildSection) read(r *cborReader) {
 	r.array(7)
 	s.Root, s.Host, s.Saved = r.bytes(), r.bytes(), r.int()
-	s.Patterns, s.Failures, s.Version, s.Roots = r.list(), r.uint(), r.bytes(), r.list()
+	s.Patterns, s.Failures, s.Version, s.Roots = r.list(MaxPatterns), r.uint(), r.bytes(), r.list(MaxRoots)
 }
 
 func (s *outputSection) read(r *cborReader) {
 	r.array(5)
-	s.Names, s.Paths, s.NoRewrite, s.Uses, s.Gaps = r.list(), r.list(), r.list(), r.bytes(), r.bytes()
+	s.Names, s.Paths, s.NoRewrite = r.list(MaxOutputs), r.list(MaxOutputs), r.list(MaxPatterns)
+	s.Uses, s.Gaps = r.bytes(), r.bytes()
 }

@@ -221,8 +221,10 @@ func (s *outputSection) outputs() (o Outputs, err error) {
 		return o, fmt.Errorf("%w: %d outputs with %d paths", ErrInvalid, len(s.Names), len(s.Paths))
 	}
 	o.NoRewrite = texts(s.NoRewrite)
-	for i := range s.Names {
-		o.List = append(o.List, Output{string(s.Names[i]), string(s.Paths[i])})
+	names, paths := texts(s.Names), texts(s.Paths)
+	o.List = make([]Output, len(names))
+	for i := range names {
+		o.List[i] = Output{names[i], paths[i]}
 	}
 	if err := CheckOutputs(o.List); err != nil { // their lengths are added up
 		return o, fmt.Errorf("%w: %w", ErrInvalid, err)

@@ -335,7 +335,7 @@ func cases() []rejected {
 			x.Roots = append(x.Roots, "zz")
 		}),
 		tree("E5", "a root with a bad path", `component ".."`, func(x *Index) { x.Roots[0] = "../x" }),
-		rejected{rule: "E5", name: "2^14 + 1 roots", text: "section of kind 4", edit: func(c *crafted) {
+		rejected{rule: "E5", name: "2^21 + 1 roots", text: "array of 2097153", edit: func(c *crafted) {
 			c.build.Roots = make([][]byte, MaxRoots+1)
 		}},
 		tree("E6", "no parent at the top", "neither a root", func(x *Index) { x.Roots = x.Roots[:1] }),
@@ -368,7 +368,7 @@ func cases() []rejected {
 		tree("B4", "long version", "build version", func(x *Index) { x.Build.Version = strings.Repeat("v", MaxText+1) }),
 		tree("B4", "long pattern", "pattern", func(x *Index) { x.Build.Patterns = []string{strings.Repeat("p", MaxPath+1)} }),
 		tree("B4", "empty pattern", "pattern", func(x *Index) { x.Build.Patterns = []string{""} }),
-		tree("B4", "2^12 + 1 patterns", "4097 patterns", func(x *Index) {
+		tree("B4", "2^12 + 1 patterns", "array of 4097", func(x *Index) {
 			x.Build.Patterns = strings.Split(strings.Repeat("p", MaxPatterns+1), "")
 		}),
 	)
@@ -403,12 +403,13 @@ func cases() []rejected {
 
 		outputColumns("O1", "none", "0 outputs", func(s *outputSection) { *s = outputSection{} }),
 		outputColumns("O1", "a path less", "2 outputs with 1 paths", func(s *outputSection) { s.Paths = s.Paths[:1] }),
-		outputColumns("O1", "257 outputs", "257 outputs", func(s *outputSection) {
+		outputColumns("O1", "257 outputs", "array of 257", func(s *outputSection) {
 			for i := range MaxOutputs - 1 {
 				s.Names = append(s.Names, fmt.Appendf(nil, "x%03d", i))
 				s.Paths = append(s.Paths, fmt.Appendf(nil, "/nix/store/%032d-x", i))
 			}
 		}),
+		outputColumns("O1", "257 paths", "array of 257", func(s *outputSection) { s.Paths = make([][]byte, MaxOutputs+1) }),
 		outputs("O1", "an output twice", "twice", func(o *Outputs) { o.List[1].Name = "dev" }),
 		outputs("O1", "not sorted", "not sorted", func(o *Outputs) { o.List[0].Name = "x" }),
 		outputs("O1", "the same hash", "the same hash",
@@ -439,7 +440,7 @@ func cases() []rejected {
 		outputs("O4", "an empty pattern", "pattern", func(o *Outputs) { o.NoRewrite[0] = "" }),
 		outputs("O4", "a long pattern", "pattern",
 			func(o *Outputs) { o.NoRewrite[0] = strings.Repeat("p", MaxPath+1) }),
-		outputs("O4", "2^12 + 1 patterns", "4097 patterns", func(o *Outputs) {
+		outputs("O4", "2^12 + 1 patterns", "array of 4097", func(o *Outputs) {
 			o.NoRewrite = strings.Split(strings.Repeat("p", MaxPatterns+1), "")
 		}),
 		outputColumns("O5", "2^22 + 1 places", "4194305 places", func(s *outputSection) {
@@ -604,8 +605,22 @@ func TestValidateRejects(t *testing.T) {
 		"unknown with a sum":        func(x *Index) { x.Sources[2].Sum[15] = 1 },
 		"too many chunks":           func(x *Index) { x.Chunks = make([]Chunk, MaxChunks+1) },
 		"too many roots":            func(x *Index) { x.Roots = make([]string, MaxRoots+1) },
-		"too many entries":          func(x *Index) { x.Entries = make([]Entry, MaxEntries+1) },
-		"too many sources":          func(x *Index) { x.Sources = make([]Source, MaxSources+1) },
+		"too many patterns": func(x *Index) {
+			x.Build.Patterns = strings.Split(strings.Repeat("p", MaxPatterns+1), "")
+		},
+		"too many patterns of artifacts": func(x *Index) {
+			*x = *withOutputs()
+			x.Outputs.NoRewrite = strings.Split(strings.Repeat("p", MaxPatterns+1), "")
+		},
+		"too many outputs": func(x *Index) {
+			*x = *withOutputs()
+			for i := range MaxOutputs - 1 {
+				o := Output{fmt.Sprintf("x%03d", i), fmt.Sprintf("/nix/store/%032d-x", i)}
+				x.Outputs.List = append(x.Outputs.List, o)
+			}
+		},
+		"too many entries": func(x *Index) { x.Entries = make([]Entry, MaxEntries+1) },
+		"too many sources": func(x *Index) { x.Sources = make([]Source, MaxSources+1) },
 		"entry paths of 2^28 bytes": func(x *Index) {
 			*x = Index{Roots: long}
 			for _, path := range long {

@@ -90,17 +90,22 @@ func VerifyMemory(data []byte) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// Everything is bounded by MaxSection or a limit on numbers.
+	// Everything is bounded by MaxSection or a limit on numbers. What counts is what a hostile index takes until it is
+	// refused: an empty text in a list is one byte of a section, and an entry without a path three.
 	plain := func(kind int) int64 { return int64(h.rows[kind-1].plain) }
 	const (
-		header = 24 + 16 // of a root as it is read, and as a string
-		place  = 16      // of an occurrence, which takes two bytes in its section
+		header = 24 + 16     // of a text in a list as it is read, and as a string
+		output = header + 16 // of a name or a path, which is in an Output then
+		place  = 16          // of an occurrence, which takes two bytes in its section
+		entry  = 3           // bytes at least: a NUL, what it shares, its kind; a good one has 5, as a hard link
 	)
-	memory := max(plain(kindChunks), plain(kindEntries), plain(kindSources), plain(kindBuild))
-	memory += plain(kindBuild) + header*min(plain(kindBuild)/2, MaxRoots)
+	// One section is there at a time, and with it the roots, whose text is copied, and the sizes of the entries.
+	one := max(plain(kindChunks), plain(kindEntries), plain(kindSources), plain(kindBuild))
+	kept := plain(kindBuild) + header*min(plain(kindBuild), MaxRoots+MaxPatterns)
 	if _, ok := h.outputs(); ok {
-		memory = max(memory, plain(kindOutputs)+place*min(plain(kindOutputs)/2, MaxOccurrences))
-		memory += 8 * min(plain(kindEntries)/10, MaxEntries) // of the sizes; an entry takes ten bytes at least
+		p := plain(kindOutputs)
+		one = max(one, 2*p+output*min(p, 2*MaxOutputs+MaxPatterns)+place*min(p/2, MaxOccurrences)) // text is copied
+		kept += 8 * min(plain(kindEntries)/entry, MaxEntries)
 	}
-	return memory, nil
+	return one + kept, nil
 }

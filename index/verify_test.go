@@ -1,7 +1,10 @@
 package index
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"strings"
 	"testing"
@@ -77,6 +80,75 @@ func TestVerifyMemory(t *testing.T) {
 	}
 	if verified > weight+8<<20 {
 		t.Errorf("looking at it took %d bytes, and was to take %d", verified, weight)
+	}
+}
+
+// TestVerifyMemoryOfLists: what is empty costs a byte of a section and much more memory. However many of it a hostile
+// index has, it takes no more than VerifyMemory says, allocated at one time or another.
+func TestVerifyMemoryOfLists(t *testing.T) {
+	noise := make([]byte, 1<<16) // so that a frame may have so many plain bytes
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	empties := func(n int) [][]byte { return make([][]byte, n) }
+	frame := func(plain []byte) []byte { return encoder().EncodeAll(plain, nil) }
+	cases := map[string]func(c *crafted){
+		"outputs, framed": func(c *crafted) {
+			many := empties(MaxRoots)
+			c.outputs, c.frame[kindOutputs-1] = &outputSection{Names: many, Paths: many, NoRewrite: many, Uses: noise}, frame
+		},
+		"outputs": func(c *crafted) {
+			c.outputs = &outputSection{Names: empties(MaxOutputs), Paths: empties(MaxOutputs), NoRewrite: empties(MaxPatterns)}
+		},
+		"patterns that nothing is searched of": func(c *crafted) { c.outputs.NoRewrite = empties(MaxPatterns) },
+		"a long pattern":                       func(c *crafted) { c.outputs.NoRewrite = [][]byte{make([]byte, 1<<24)} },
+		"places": func(c *crafted) {
+			c.outputs.Uses, c.outputs.Gaps = make([]byte, MaxOccurrences), make([]byte, MaxOccurrences)
+		},
+		"patterns and roots, framed": func(c *crafted) {
+			many := empties(MaxRoots)
+			c.build, c.frame[kindBuild-1] = buildSection{Root: noise, Patterns: many, Roots: many}, frame
+		},
+		"roots, framed": func(c *crafted) {
+			c.build = buildSection{Root: noise, Patterns: empties(MaxPatterns), Roots: empties(MaxRoots)}
+			c.frame[kindBuild-1] = frame
+		},
+		"roots": func(c *crafted) { c.build.Roots = empties(MaxRoots) },
+		"short roots": func(c *crafted) {
+			c.build.Roots = empties(MaxRoots)
+			for i := range c.build.Roots {
+				c.build.Roots[i] = noise[:9]
+			}
+		},
+		// Each has a NUL, what it shares, and its kind; room is made for the sizes of all when the first one is good.
+		"entries": func(c *crafted) {
+			const n = MaxEntries
+			c.build.Roots = [][]byte{[]byte(sample().Entries[0].Path)}
+			c.entries.Text = append([]byte(sample().Entries[0].Path), make([]byte, n)...)
+			c.entries.Shared, c.entries.Kinds = make([]byte, n), bytes.Repeat([]byte{byte(HardLink - 1)}, n)
+			c.entries.Kinds[0] = byte(Dir - 1)
+		},
+	}
+	const slack = 1 << 18 // of the decoder, and of what no list has
+	for name, edit := range cases {
+		c := craft(withOutputs())
+		edit(c)
+		data := c.data()
+		weight, err := VerifyMemory(data)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		_, err = Verify(data)
+		runtime.ReadMemStats(&after)
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+		took := int64(after.TotalAlloc - before.TotalAlloc)
+		t.Logf("%s: %d bytes; to look at them took %d kB, of %d: %v", name, len(data), took>>10, weight>>10, err)
+		if took > weight+slack {
+			t.Errorf("%s: looking at it took %d bytes, and was to take %d", name, took, weight)
+		}
 	}
 }
 

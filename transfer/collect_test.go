@@ -3,6 +3,7 @@ package transfer
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/zeebo/blake3"
 	"pgregory.net/rapid"
 
 	"nbc/chunk"
@@ -655,6 +657,34 @@ func TestCollectDropsOldNames(t *testing.T) {
 	}
 	if _, ok := s.objects(index.Prefix)["index/feature+a"]; ok {
 		t.Error("the tombstone is still there")
+	}
+}
+
+// TestCollectStopsAtMoreThanAllSectionsMayHave: an index that rule H14 refuses is not an absent one, whose chunks go.
+func TestCollectStopsAtMoreThanAllSectionsMayHave(t *testing.T) {
+	s := newShelf(t)
+	s.save("good", 1, "a.1")
+	s.chunk("b", 1)
+	heavy := indexOf(t, 1, "b.1")
+	const start, row = 20, 52 // bytes before the rows, and of one
+	for i, plain := range []uint64{index.MaxSection, index.MaxSection, 1} {
+		r := heavy[start+i*row:]
+		r[3] = 1 // a frame, of as many bytes as are needed for this many
+		binary.LittleEndian.PutUint64(r[4:], plain/index.MaxRatio)
+		binary.LittleEndian.PutUint64(r[12:], plain)
+	}
+	sum := blake3.Sum256(heavy[:start+4*row])
+	copy(heavy[start+4*row:], sum[:])
+	s.put("index/heavy", heavy)
+	for range 2 { // and once more, when the collection has begun
+		r, err := s.cache.Collect(context.Background(), CollectOptions{})
+		if !errors.Is(err, index.ErrInvalid) || !strings.Contains(err.Error(), "plain bytes, 536870912 are allowed") {
+			t.Error(err)
+		}
+		if len(r.Unreadable) != 1 || r.Unreadable[0].Name != "heavy" || len(r.Indexes.Dead) > 0 {
+			t.Errorf("%+v", r)
+		}
+		s.wantChunks("a.1", "b.1")
 	}
 }
 
