@@ -23,8 +23,8 @@ type Params struct {
 // average: less is scanned, and there are fewer chunks and smaller uploads. bench/README.md has a table of eight choices
 // on five pairs of trees. Against 160 KiB (2^16, and a minimum of 96 KiB), a Go build cache of 1.2 GB has 5,687 chunks
 // and not 8,194, and a change of 1 % uploads 6.9 MB and not 4.9. Requests are what costs: on S3 a GET is as much as to
-// keep 17 KB for a month, and at a round trip of 30 ms that tree is restored in 4.5 s and not 6.1. From 512 KiB on, an
-// upload after a change doubles. Chunks under 64 KiB would cost a fifth more bytes, and half the speed of the compressor.
+// keep 17 KB for a month, and at a round trip of 30 ms that tree is restored in 4.5 s and not 6.1. At 512 KiB that
+// upload is twice that of 160 KiB. Chunks under 64 KiB would cost a fifth more bytes, and half the speed of the compressor.
 func DefaultParams() Params {
 	return Params{Polynomial: defaultPolynomial, Min: 128 << 10, Max: 1 << 20, Bits: 17}
 }

@@ -10,8 +10,9 @@ import (
 )
 
 // A receipt's file holds a CBOR map of what is short, then what is long, and then the BLAKE3 of all that. Every restore
-// writes one, and every save reads one and writes another. As a part of the CBOR, the lists of 10,000 files took 40 ms
-// to read and 60 to write, more than half of a save that changes nothing, most of it for memory that is touched once.
+// writes one, and every save reads one and writes another. As a part of the CBOR, the lists of 7,000 files took 23 ms
+// to read and 40 to write; now those of 10,000 take 33 and 17 in a process that has just begun, where nearly all is memory
+// that is touched for the first time, and 6 and 4 in BenchmarkReceipt.
 //
 //	long    = files, stats of sources, sources, length of the base's index, that index
 //	list    = count, length of all paths, rows           numbers are varints, of Go's encoding/binary
