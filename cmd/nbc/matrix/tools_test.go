@@ -53,6 +53,7 @@ var components = map[string]component{
 	"cabal": {programs: []string{"cabal"}, version: []string{"--numeric-version"}},
 	"cargo": {programs: []string{"cargo"}, version: []string{"--version"}},
 	"dune":  {programs: []string{"dune"}, version: []string{"--version"}},
+	"ocaml": {programs: []string{"ocamlc"}, version: []string{"-version"}},
 	"tsc":   {programs: []string{"tsc"}, variable: "NBC_TSC", version: []string{"--version"}},
 	"node":  {programs: []string{"node", "nodejs"}, version: []string{"--version"}},
 	"elm":   {programs: []string{"elm"}, variable: "NBC_ELM", version: []string{"--version"}},
@@ -152,7 +153,7 @@ var tools = []*tool{
 			"is another one",
 	},
 	{
-		name: "dune", needs: []string{"dune"}, project: []string{"ocaml"}, dirs: []string{"_build"}, equality: true,
+		name: "dune", needs: []string{"dune", "ocaml"}, project: []string{"ocaml"}, dirs: []string{"_build"}, equality: true,
 		build: `code=0; DUNE_CACHE=disabled dune build -j1 ./src/main.exe || code=$?
 			cat _build/log; test $code = 0`,
 		output: `_build/default/src/main.exe`,
