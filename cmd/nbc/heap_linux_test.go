@@ -1,0 +1,96 @@
+//go:build !race
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"testing"
+
+	"nbc/transfer/store/storetest"
+)
+
+// readProc returns one of the kernel's files about this process.
+func readProc(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/" + name)
+	if err != nil {
+		storetest.Need(t, "proc", err)
+	}
+	return string(text)
+}
+
+// resident returns how much of this process is in memory, in bytes.
+func resident(t *testing.T) int {
+	t.Helper()
+	kB, err := strconv.Atoi(regexp.MustCompile(`VmRSS:\s*(\d+)`).FindStringSubmatch(readProc(t, "status"))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kB << 10
+}
+
+// advised says whether the memory at an address is to be of huge pages.
+func advised(t *testing.T, address string) bool {
+	t.Helper()
+	at, err := strconv.ParseUint(strings.TrimPrefix(address, "0x"), 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := false
+	for line := range strings.Lines(readProc(t, "smaps")) {
+		var from, to uint64
+		if n, _ := fmt.Sscanf(line, "%x-%x ", &from, &to); n == 2 {
+			inside = from <= at && at < to
+		}
+		if flags, ok := strings.CutPrefix(line, "VmFlags:"); ok && inside {
+			return strings.Contains(flags, " hg ")
+		}
+	}
+	t.Fatal("nothing is said about memory at " + address)
+	return false
+}
+
+// TestPrepareHeap: what a process takes after it is of huge pages, and nothing of what is set aside for that and for the
+// collector is touched.
+func TestPrepareHeap(t *testing.T) {
+	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err != nil {
+		storetest.Need(t, "hugepages", err)
+	}
+	percent := debug.SetGCPercent(100)
+	t.Cleanup(func() {
+		ballast = nil
+		debug.SetGCPercent(percent)
+	})
+	for _, name := range []string{"GOGC", "GOMEMLIMIT"} {
+		t.Setenv("GOGC", "")
+		t.Setenv("GOMEMLIMIT", "")
+		t.Setenv(name, "100")
+		if prepareHeap(); ballast != nil {
+			t.Fatal(name + " is set, and yet there is a ballast")
+		}
+		t.Setenv(name, "")
+	}
+	runtime.GC()
+	debug.FreeOSMemory()
+	before := resident(t)
+	prepareHeap()
+	if grown := resident(t) - before; grown > 16<<20 {
+		t.Errorf("%d bytes are touched that were not", grown)
+	}
+	if got := debug.SetGCPercent(collectAt); got != collectAt {
+		t.Errorf("the heap is collected at %d %%, not %d", got, collectAt)
+	}
+	taken := make([]byte, hugeHeap/2)
+	if !advised(t, fmt.Sprintf("%p", taken)) {
+		t.Error("what the heap takes is not to be of huge pages")
+	}
+	if advised(t, fmt.Sprintf("%p", ballast)) {
+		t.Error("the ballast is where the heap's huge pages are")
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !linux && !race
+
+package main
+
+// adviseHuge does nothing: only Linux takes such advice.
+func adviseHuge([]byte) {}
