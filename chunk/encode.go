@@ -22,6 +22,7 @@ var encoder = sync.OnceValue(func() *zstd.Encoder {
 		zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithEncoderCRC(false),
 		zstd.WithWindowSize(1<<20),
+		zstd.WithLowerEncoderMem(true),
 		zstd.WithSingleSegment(true), // the size of the plain bytes is always in the header
 		zstd.WithZeroFrames(true),
 		zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))

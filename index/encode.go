@@ -298,12 +298,14 @@ var encMode = sync.OnceValue(func() cbor.EncMode {
 })
 
 // encoder is shared, and not for speed: its tables take some MB. The level is worth its 30 ms: on 12,600 files the
-// fastest level needs 1.7 times the space when names are hashes, and the default one depends on where blocks begin.
+// fastest level needs 1.7 times the space when names are hashes, and the default one depends on where blocks begin. A
+// window of 8 MB found no more in 40,000 files than this one, and took 16 MB when a save is at its largest.
 var encoder = sync.OnceValue(func() *zstd.Encoder {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
 		zstd.WithEncoderCRC(false),
-		zstd.WithWindowSize(8<<20),
+		zstd.WithWindowSize(2<<20),
+		zstd.WithLowerEncoderMem(true),
 		zstd.WithSingleSegment(true), // the size of the plain bytes is always in the header
 		zstd.WithEncoderConcurrency(1))
 	if err != nil {

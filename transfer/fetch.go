@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sync/semaphore"
 
@@ -22,8 +23,10 @@ type fetcher struct {
 	cache  *Cache
 	chunks []index.Chunk
 	wanted []int // chunks that will be taken, once each
-	slots  map[int]chan stored
 	bytes  *semaphore.Weighted
+
+	mu    sync.Mutex
+	slots map[int]chan stored // of the chunks that are asked for or waited for
 }
 
 // stored is a chunk as it came from the store.
@@ -43,49 +46,67 @@ type shared struct {
 }
 
 func newFetcher(c *Cache, chunks []index.Chunk, wanted []int) *fetcher {
-	f := &fetcher{
+	return &fetcher{
 		cache: c, chunks: chunks, wanted: wanted,
-		slots: make(map[int]chan stored, len(wanted)),
 		bytes: semaphore.NewWeighted(inFlight),
+		slots: map[int]chan stored{},
 	}
-	for _, i := range wanted {
-		f.slots[i] = make(chan stored, 1)
+}
+
+// slot returns where chunk i is handed over. Whoever comes first makes it.
+func (f *fetcher) slot(i int) chan stored {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.slots[i]
+	if s == nil {
+		s = make(chan stored, 1)
+		f.slots[i] = s
 	}
-	return f
+	return s
+}
+
+// repeated says of each wanted chunk whether one that is wanted later is the same.
+func (f *fetcher) repeated() []bool {
+	again := make([]bool, len(f.wanted))
+	last := make(map[chunk.Key]struct{}, len(f.wanted))
+	for n := len(f.wanted) - 1; n >= 0; n-- {
+		key := f.chunks[f.wanted[n]].Key
+		if _, again[n] = last[key]; !again[n] {
+			last[key] = struct{}{}
+		}
+	}
+	return again
 }
 
 // run asks for all wanted chunks. It returns when the last one is there; the error of one goes to who takes it.
 func (f *fetcher) run(ctx context.Context) error {
 	g, _ := newCrew(ctx, f.cache.requests())
 	defer func() { _ = g.Wait() }() // the functions return nothing but nil
-	uses := make(map[chunk.Key]int, len(f.wanted))
-	for _, i := range f.wanted {
-		uses[f.chunks[i].Key]++
-	}
+	repeated := f.repeated()
 	again := map[chunk.Key]*shared{}
 	var kept int64
-	for _, i := range f.wanted {
+	for n, i := range f.wanted {
 		c := &f.chunks[i]
 		length := int64(c.Length)
 		if err := f.bytes.Acquire(ctx, length); err != nil {
 			return context.Cause(ctx)
 		}
-		uses[c.Key]--
 		s := again[c.Key]
 		waits := s != nil
-		switch left := uses[c.Key]; {
-		case waits && left == 0:
+		switch {
+		case waits && !repeated[n]:
 			delete(again, c.Key)
 			kept -= length
-		case !waits && left > 0 && kept+length <= maxShared:
+		case !waits && repeated[n] && kept+length <= maxShared:
 			s = &shared{done: make(chan struct{})}
 			again[c.Key] = s
 			kept += length
 		}
+		slot := f.slot(i)
 		g.Go(func() error {
 			if waits { // for a function that has begun before
 				<-s.done
-				f.slots[i] <- s.stored
+				slot <- s.stored
 				return nil
 			}
 			data, err := f.cache.getChunk(ctx, *c, false)
@@ -93,7 +114,7 @@ func (f *fetcher) run(ctx context.Context) error {
 				s.stored = stored{data, err}
 				close(s.done)
 			}
-			f.slots[i] <- stored{data, err}
+			slot <- stored{data, err}
 			return nil
 		})
 	}
@@ -104,7 +125,10 @@ func (f *fetcher) run(ctx context.Context) error {
 func (f *fetcher) take(ctx context.Context, i int, buf []byte) ([]byte, error) {
 	c := f.chunks[i]
 	select {
-	case s := <-f.slots[i]:
+	case s := <-f.slot(i):
+		f.mu.Lock()
+		delete(f.slots, i)
+		f.mu.Unlock()
 		defer f.bytes.Release(int64(c.Length))
 		if s.err != nil {
 			return buf, s.err

@@ -622,7 +622,7 @@ func TestNormalReader(t *testing.T) {
 			}
 			e := index.Entry{Path: name, Kind: index.File, Size: int64(len(s))}
 			x.Entries = append(x.Entries, e)
-			files = append(files, content{entry: &e, stat: st, offset: int64(len(all))})
+			files = append(files, content{entry: &e, stat: &st, offset: int64(len(all))})
 			all += s
 			want += translated(s, was, held)
 		}

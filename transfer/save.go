@@ -40,7 +40,6 @@ type saving struct {
 	nothing bool
 	entries []index.Entry
 	files   []content
-	stats   []receiptFile
 	sources []index.Source
 	probe   int64
 }
@@ -189,11 +188,11 @@ func (s *saving) save(ctx context.Context) error {
 	if err := s.look(ctx); err != nil {
 		return err
 	}
-	s.report.Files, s.report.Untouched, s.report.Bytes = len(s.stats), 0, 0
+	s.report.Untouched, s.report.Bytes = 0, 0
 	for i := range s.files {
 		s.report.Bytes += s.files[i].entry.Size
 	}
-	if len(s.stats) == 0 {
+	if s.report.Files == 0 {
 		return missf("there is nothing in %s", strings.Join(s.o.Dirs, ", "))
 	}
 	u := newUpload(s)
@@ -566,7 +565,7 @@ func (s *saving) describeSources(ctx context.Context, tree *index.Tree) error {
 func (s *saving) describeArtifacts(tree *index.Tree) {
 	n := len(tree.Artifacts)
 	s.entries = make([]index.Entry, 0, n)
-	s.files, s.stats = make([]content, 0, n), make([]receiptFile, 0, n)
+	s.files = make([]content, 0, n)
 	find := s.receipt.lookup()
 	type inode struct{ dev, ino uint64 }
 	first := map[inode]string{}
@@ -592,21 +591,17 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 			e.Mode, e.MTime, e.Size = uint16(a.Stat.Mode&0o777), a.Stat.MTime, a.Stat.Size
 		}
 		s.entries = append(s.entries, e)
-		if a.Kind != index.Dir {
-			s.stats = append(s.stats, receiptFile{Path: a.Path, Stat: a.Stat})
-		}
 	}
 	alike := s.base != nil && s.normalisedAlike()
 	findBase := s.base.lookup()
-	untouched := 0
-	k := 0
+	untouched, files := 0, 0
 	for i := range s.entries {
-		e := &s.entries[i]
+		e, stat := &s.entries[i], &tree.Artifacts[i].Stat
 		proven := false
 		if e.Kind != index.Dir {
-			k++
+			files++
 			f, ok := find(e.Path)
-			proven = ok && alike && f.untouched(s.stats[k-1].Stat, s.receipt.Probe)
+			proven = ok && alike && f.untouched(*stat, s.receipt.Probe)
 		}
 		if proven {
 			untouched++
@@ -614,7 +609,7 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 		if e.Kind != index.File {
 			continue
 		}
-		c := content{entry: e, stat: s.stats[k-1].Stat, offset: offset}
+		c := content{entry: e, stat: stat, offset: offset}
 		if proven {
 			if n, ok := findBase(e.Path); ok {
 				if was := &s.base.index.Entries[n]; was.Kind == index.File && was.Size == e.Size {
@@ -625,7 +620,8 @@ func (s *saving) describeArtifacts(tree *index.Tree) {
 		s.files = append(s.files, c)
 		offset += e.Size
 	}
-	s.nothing = alike && untouched == len(s.stats) && slices.Equal(s.entries, s.base.index.Entries)
+	s.report.Files = files
+	s.nothing = alike && untouched == files && slices.Equal(s.entries, s.base.index.Entries)
 }
 
 // describe says where the index comes from.
@@ -742,9 +738,15 @@ func (s *saving) commit(ctx context.Context, u *upload, x *index.Index, data []b
 
 // settle turns the receipt into one that a later restore can use as a proof, and no later save as its own.
 func (s *saving) settle(data []byte) {
+	files := make([]receiptFile, 0, s.report.Files)
+	for i := range s.artifacts {
+		if a := &s.artifacts[i]; a.Kind != index.Dir {
+			files = append(files, receiptFile{Path: a.Path, Stat: a.Stat})
+		}
+	}
 	r := &receipt{
 		Outcome: outcomeSaved, Name: s.o.Name, Fallbacks: s.o.Fallbacks, Tree: s.o.Tree,
-		Store: s.format.ID, Base: s.o.Name, BaseStore: s.format.ID, BaseData: data, Files: s.stats, Probe: s.probe,
+		Store: s.format.ID, Base: s.o.Name, BaseStore: s.format.ID, BaseData: data, Files: files, Probe: s.probe,
 		Outputs: s.o.Outputs, FileOutputs: s.o.Outputs, FileNoRewrite: s.o.NoRewrite,
 	}
 	if err := s.keep(r); err != nil {

@@ -19,7 +19,7 @@ const segmentBytes = 3 << 20
 // content is a regular file as a part of the contents.
 type content struct {
 	entry  *index.Entry
-	stat   index.Stat
+	stat   *index.Stat
 	offset int64 // of its first byte in the contents
 	// untouched says that its bytes are those that the base has at baseOffset.
 	untouched  bool
