@@ -66,6 +66,7 @@ func (h *Handler) start() {
 		h.clients = newClients(h.limits, h.metrics)
 		h.checks = newChecks(h.limits, h.metrics)
 		h.ledger = newLedger(h.log())
+		h.health.turn = make(chan struct{}, 1)
 		if h.peerOf == nil {
 			h.peerOf = peerOfConn
 		}
