@@ -20,7 +20,8 @@ type Limits struct {
 	Conns, ClientConns int
 	// Requests are those that are being served, of all clients and of one.
 	Requests, ClientRequests int
-	// FarRequests are those of the far store, near copies included, of all clients and of one.
+	// FarRequests are those of the far store, of all clients and of one. As many reads of near copies are under way beside
+	// them at most.
 	FarRequests, ClientFarRequests int
 	// Lists are listings, of all clients and of one: each is many requests of the far store, one after another.
 	Lists, ClientLists int
@@ -135,8 +136,8 @@ func (l Limits) acquire(ctx context.Context, m *Metrics, what string, n int64, l
 
 // client is what one user has under way.
 type client struct {
-	requests, bytes, far, lists, indexes *semaphore.Weighted
-	conns                                int // by clients.mu
+	requests, bytes, far, near, lists, indexes *semaphore.Weighted
+	conns                                      int // by clients.mu
 }
 
 // clients knows the clients that are connected. One that has left is forgotten.
@@ -163,8 +164,8 @@ func newClients(l Limits, m *Metrics) *clients {
 func (c *clients) make() *client {
 	return &client{
 		requests: semaphore.NewWeighted(int64(c.limits.ClientRequests)), bytes: semaphore.NewWeighted(c.limits.ClientBytes),
-		far: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)), indexes: semaphore.NewWeighted(1),
-		lists: semaphore.NewWeighted(int64(c.limits.ClientLists)),
+		far: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)), near: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)),
+		lists: semaphore.NewWeighted(int64(c.limits.ClientLists)), indexes: semaphore.NewWeighted(1),
 	}
 }
 

@@ -609,6 +609,55 @@ func TestNearCopies(t *testing.T) {
 	}
 }
 
+// TestNearNeedsNoFarTurn reads a near copy while the far store says nothing, to as many requests as there may be.
+func TestNearNeedsNoFarTurn(t *testing.T) {
+	const turns = 4
+	far := &storetest.Faulty{Store: storetest.Memory()}
+	near, err := cached.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := cached.New(near, far)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	keys := putChunks(t, far, turns+1, 1000)
+	if _, err := s.Get(t.Context(), keys[turns], store.Read{Max: 1 << 20}); err != nil { // which keeps it
+		t.Fatal(err)
+	}
+	far.Fault = func(storetest.Call) storetest.Fault { return storetest.Fault{Hang: true} }
+	h := &Handler{
+		Store: s, Rules: everything, Limits: Limits{FarRequests: turns, ClientFarRequests: turns, Wait: time.Hour},
+	}
+	client := serve(t, h)
+	hung, leave := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer leave()
+	before := far.Count(storetest.Get)
+	for _, key := range keys[:turns] {
+		all.Go(func() { _, _ = client.Get(hung, key, store.Read{Max: 1 << 20}) }) // it has left
+	}
+	for begun := time.Now(); far.Count(storetest.Get) < before+turns; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > time.Minute {
+			t.Fatal("the far store is not asked")
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // and not the hour that a turn would be waited for
+	defer cancel()
+	if o, err := client.Get(ctx, keys[turns], store.Read{Max: 1 << 20}); err != nil || !o.Near {
+		t.Errorf("near %v, %v", o.Near, err)
+	}
+	if n := value(t, h.metrics.chunks.WithLabelValues("near")); n != 1 {
+		t.Errorf("%d near copies are counted", n)
+	}
+	if h.shared.slots.TryAcquire(1) {
+		t.Error("there is a turn left: this shows nothing")
+	}
+}
+
 // TestBeats lets the far store take longer than a client waits for a silent daemon.
 func TestBeats(t *testing.T) {
 	const beat = 300 * time.Millisecond
