@@ -502,8 +502,8 @@ func TestHealthIsPastLimits(t *testing.T) {
 			t.Fatalf("only %d fetches are under way", far.Count(storetest.Get))
 		}
 	}
-	if h.clients.requests.TryAcquire(1) || h.clients.bytes.TryAcquire(1) || h.shared.slots.TryAcquire(1) ||
-		value(t, h.metrics.connections) < clients {
+	if h.clients.requests.TryAcquire(1) || h.clients.bytes.TryAcquire(1) || h.clients.reserve.TryAcquire(1) ||
+		h.shared.slots.TryAcquire(1) || value(t, h.metrics.connections) < clients {
 		t.Fatal("something is left: this shows nothing")
 	}
 	s := httptest.NewServer(h.Health())

@@ -107,9 +107,9 @@ func (s *shared) getNear(ctx context.Context, key string, r store.Read) (o store
 	if !ok || r.Fresh {
 		return o, false, nil
 	}
-	list := []*semaphore.Weighted{s.near}
+	list := []acquirer{s.near}
 	if t := turnOf(ctx); t != nil {
-		list = []*semaphore.Weighted{t.client.near, s.near}
+		list = []acquirer{t.client.near, s.near}
 	}
 	if err := s.limits.acquire(ctx, s.metrics, "a near copy", 1, list...); err != nil {
 		return o, false, err
@@ -228,9 +228,9 @@ func (s *shared) Put(ctx context.Context, key string, data []byte, c store.Condi
 
 // List implements [store.Store]. It takes as long as its caller does, so it is not measured, and has a limit of its own.
 func (s *shared) List(ctx context.Context, prefix string, yield func(store.Info) error) error {
-	list := []*semaphore.Weighted{s.lists}
+	list := []acquirer{s.lists}
 	if t := turnOf(ctx); t != nil {
-		list = []*semaphore.Weighted{t.client.lists, s.lists}
+		list = []acquirer{t.client.lists, s.lists}
 	}
 	if err := s.limits.acquire(ctx, s.metrics, "a listing", 1, list...); err != nil {
 		return err
