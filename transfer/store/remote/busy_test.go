@@ -394,7 +394,9 @@ func TestLogIsBounded(t *testing.T) {
 		}
 	}
 	const many = 500
+	begun := time.Now()
 	refuse(many)
+	most := logLines * (1 + int(time.Since(begun)/h.ledger.window)) // on a busy machine that is a lot of windows
 	lines, told := log.count("does not allow"), func() (n int) {
 		for line := range strings.Lines(log.String()) {
 			if _, rest, ok := strings.Cut(line, `"left out of this log"`); ok {
@@ -408,8 +410,8 @@ func TestLogIsBounded(t *testing.T) {
 		}
 		return n
 	}
-	if lines < logLines || lines > many/2 {
-		t.Errorf("%d lines of %d refusals", lines, many)
+	if lines < logLines || lines > most {
+		t.Errorf("%d lines of %d refusals, want at most %d", lines, many, most)
 	}
 	// Somebody else, and another result, have lines of their own.
 	conn := dialAs(t, d.path, 7)
