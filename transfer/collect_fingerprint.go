@@ -22,7 +22,7 @@ func Fingerprint(k chunk.Key) uint64 {
 
 const (
 	// deadWidth is how many bits of a fingerprint a manifest for savers holds. With 36, a saver that asks for the 4,000
-	// chunks of a tree of 650 MB among 4 million dead ones has one false hit in four saves.
+	// chunks of a tree of 890 MB among 4 million dead ones has one false hit in four saves.
 	deadWidth = 36
 	// maxManifest bounds such an object in bytes. It has room for 4 million keys, at some 15.5 bits each; whole
 	// fingerprints would be 4 times as large. One that would be larger is not written: then what was learned before

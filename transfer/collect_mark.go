@@ -193,7 +193,7 @@ func (g *collection) eachIndex(
 	return un, nil
 }
 
-// keysFirst is how much of an index a collector asks for at first: the keys of 1,900 chunks, or of a tree of 300 MB.
+// keysFirst is how much of an index a collector asks for at first: the keys of 1,900 chunks, or of a tree of 400 MB.
 // What a saver reads at first (index.FirstRead) would be cheaper in requests, but of ten thousand small indexes it is
 // gigabytes, which cost more than a second request for the large ones.
 const keysFirst = 64 << 10

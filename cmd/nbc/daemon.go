@@ -289,6 +289,9 @@ func (d *daemon) handler(s store.Store) (*remote.Handler, *prometheus.Registry, 
 	return &remote.Handler{Store: s, Rules: d.rules, Limits: limits, Log: d.log, Metrics: metrics}, registry, nil
 }
 
+// tellingEnd is longer than a look at the far store's health takes.
+const tellingEnd = 5 * time.Second
+
 // tell serves metrics and health at an address of their own. End ends it.
 func (d *daemon) tell(ctx context.Context, h *remote.Handler, registry *prometheus.Registry) (end func(), err error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", d.flags.metrics)
@@ -311,7 +314,12 @@ func (d *daemon) tell(ctx context.Context, h *remote.Handler, registry *promethe
 		}
 	}()
 	return func() {
-		_ = s.Close() // whoever looks may look at another time
+		// An answer of the far store may still be waited for. Whoever takes longer may look at another time.
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellingEnd)
+		defer cancel()
+		if s.Shutdown(limited) != nil {
+			_ = s.Close() // nobody is told any more
+		}
 		<-done
 	}, nil
 }

@@ -44,23 +44,42 @@ func (s *Store) Close() error {
 
 // Get implements [store.Store].
 func (s *Store) Get(ctx context.Context, key string, r store.Read) (store.Object, error) {
-	k, err := chunk.ParsePath(key)
-	if err != nil || r.Check() != nil || r.Offset != 0 || r.Length != 0 { // a part of a chunk is of no use to anybody else
+	k, ok := whole(key, r)
+	if !ok {
 		return s.far.Get(ctx, key, r)
 	}
 	if ctx.Err() != nil {
 		return store.Object{}, context.Cause(ctx)
 	}
-	if !r.Fresh {
-		if data, ok := s.near.get(k.ID, min(r.Limit(), maxCopy)); ok {
-			return store.Object{Data: data, Version: nearVersion, Size: int64(len(data)), Near: true}, nil
-		}
+	if o, ok := s.GetNear(key, r); ok {
+		return o, nil
 	}
 	o, err := s.far.Get(ctx, key, r)
 	if err == nil {
 		s.near.put(k.ID, o.Data)
 	}
 	return o, err
+}
+
+// GetNear returns the near copy that Get would return, if there is one. It never asks the far store: who bounds how many
+// requests are under way there has no need to count it.
+func (s *Store) GetNear(key string, r store.Read) (store.Object, bool) {
+	k, ok := whole(key, r)
+	if !ok || r.Fresh {
+		return store.Object{}, false
+	}
+	data, ok := s.near.get(k.ID, min(r.Limit(), maxCopy))
+	if !ok {
+		return store.Object{}, false
+	}
+	return store.Object{Data: data, Version: nearVersion, Size: int64(len(data)), Near: true}, true
+}
+
+// whole returns the chunk that is asked for, unless it is something else, or a part of one, which is of no use to anybody
+// else.
+func whole(key string, r store.Read) (chunk.Key, bool) {
+	k, err := chunk.ParsePath(key)
+	return k, err == nil && r.Check() == nil && r.Offset == 0 && r.Length == 0
 }
 
 // nearVersion is the version of all near copies: there is only one state of a chunk.

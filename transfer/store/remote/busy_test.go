@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,13 +28,24 @@ import (
 // dialAs connects as a user of this number, for a Handler whose peerOf is byAddress.
 func dialAs(t *testing.T, path string, uid int) net.Conn {
 	t.Helper()
-	name := fmt.Sprintf("@nbc-%d-%s-%d", uid, filepath.Base(filepath.Dir(path)), time.Now().UnixNano())
-	c, err := net.DialUnix("unix", &net.UnixAddr{Name: name, Net: "unix"}, &net.UnixAddr{Name: path, Net: "unix"})
+	c, err := dialUser(path, uid)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() }) // it may be closed already
 	return c
+}
+
+var dialled atomic.Uint64 // makes addresses that nobody else has
+
+func dialUser(path string, uid int) (net.Conn, error) {
+	name := fmt.Sprintf("@nbc-%d-%s-%d", uid, filepath.Base(filepath.Dir(path)), dialled.Add(1))
+	return net.DialUnix("unix", &net.UnixAddr{Name: name, Net: "unix"}, &net.UnixAddr{Name: path, Net: "unix"})
+}
+
+// as makes a client connect as a user of this number, for such a Handler.
+func as(c *Client, uid int) {
+	c.transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return dialUser(c.path, uid) }
 }
 
 // byAddress takes those for another user who connect by dialAs; all others are user 1000.
@@ -113,6 +125,48 @@ func TestRoomForOthers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRoomIsKept: two clients that set aside all the room that they can get, and send nothing, leave some to each of the
+// others.
+func TestRoomIsKept(t *testing.T) {
+	const all, object, greedy = 32 << 20, 1_000_000, 20
+	memory := storetest.Memory()
+	keys := putChunks(t, memory, 30, 50_000)
+	mustPut(t, memory, "index/a", anIndex(t, 1, "x"))
+	h := &Handler{
+		Store: memory, Rules: everything, peerOf: byAddress,
+		Limits: Limits{Bytes: all, ClientBytes: all / 2, Idle: 10 * time.Minute, Wait: 2 * time.Second},
+	}
+	d := start(t, h, socketPath(t))
+	for n := range 2 * greedy {
+		request := fmt.Sprintf("PUT /v1/object/index/a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\nx", object)
+		if _, err := io.WriteString(dialAs(t, d.path, 1+n%2), request); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for begun := time.Now(); value(t, h.metrics.bytesHeld) < all*3/4-object; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > time.Minute {
+			t.Fatalf("they have only %d bytes", value(t, h.metrics.bytesHeld))
+		}
+	}
+	for uid := 3; uid < 5; uid++ {
+		client := open(t, d.path)
+		client.BusyPatience = 10 * time.Second
+		as(client, uid)
+		if err := want(t.Context(), client, memory, keys, 8); err != nil {
+			t.Errorf("user %d: %v", uid, err)
+		}
+		if _, err := client.Get(t.Context(), "index/a", store.Read{}); err != nil {
+			t.Errorf("user %d: %v", uid, err)
+		}
+		if _, err := client.Put(t.Context(), "index/b", anIndex(t, 1, "x"), store.Condition{}); err != nil {
+			t.Errorf("user %d: %v", uid, err)
+		}
+	}
+	if n := value(t, h.metrics.bytesHeld); n < all*3/4-object {
+		t.Errorf("they have given something back, and have %d bytes: this shows nothing", n)
 	}
 }
 
@@ -340,7 +394,9 @@ func TestLogIsBounded(t *testing.T) {
 		}
 	}
 	const many = 500
+	begun := time.Now()
 	refuse(many)
+	most := logLines * (1 + int(time.Since(begun)/h.ledger.window)) // on a busy machine that is a lot of windows
 	lines, told := log.count("does not allow"), func() (n int) {
 		for line := range strings.Lines(log.String()) {
 			if _, rest, ok := strings.Cut(line, `"left out of this log"`); ok {
@@ -354,8 +410,8 @@ func TestLogIsBounded(t *testing.T) {
 		}
 		return n
 	}
-	if lines < logLines || lines > many/2 {
-		t.Errorf("%d lines of %d refusals", lines, many)
+	if lines < logLines || lines > most {
+		t.Errorf("%d lines of %d refusals, want at most %d", lines, many, most)
 	}
 	// Somebody else, and another result, have lines of their own.
 	conn := dialAs(t, d.path, 7)

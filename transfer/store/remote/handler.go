@@ -66,6 +66,7 @@ func (h *Handler) start() {
 		h.clients = newClients(h.limits, h.metrics)
 		h.checks = newChecks(h.limits, h.metrics)
 		h.ledger = newLedger(h.log())
+		h.health.turn = make(chan struct{}, 1)
 		if h.peerOf == nil {
 			h.peerOf = peerOfConn
 		}
@@ -331,15 +332,17 @@ const restPatience = 2 * time.Second
 
 // fail replies with an error.
 func (x *exchange) fail(err error) {
+	begun := time.Now()
 	if x.r.ContentLength != 0 {
-		x.mayRead(time.Now().Add(restPatience))
+		begun = begun.Add(restPatience) // the reply goes out after the rest has come, or has not
+		x.mayRead(begun)
 	}
 	p := newProblem(err)
 	data, err := json.Marshal(p)
 	if err != nil {
 		data = []byte("{}")
 	}
-	x.mayWrite(time.Now(), int64(len(data)))
+	x.mayWrite(begun, int64(len(data)))
 	header := x.w.Header()
 	header.Set("Content-Type", "application/json")
 	header.Set("Content-Length", strconv.Itoa(len(data)))

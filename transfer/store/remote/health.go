@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sync"
 	"time"
 
 	"nbc/transfer/store"
@@ -20,28 +19,31 @@ const (
 
 // health is what is known of the far store.
 type health struct {
-	mu   sync.Mutex // held while the question is asked: the others wait for its answer
+	turn chan struct{} // has an element while the question is asked: the others wait for its answer
 	err  error
 	when time.Time
 }
 
 // Healthy asks the far store for its format, unless it has done so in the last ten seconds, and returns nil if it
-// answers. That it has none yet is an answer.
+// answers. That it has none yet is an answer. It is past all limits of builds, and of two who ask at once one waits for
+// the other's answer: so it returns within healthTimeout.
 func (h *Handler) Healthy(ctx context.Context) error {
 	h.start()
-	h.health.mu.Lock()
-	defer h.health.mu.Unlock()
+	select {
+	case h.health.turn <- struct{}{}:
+		defer func() { <-h.health.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	if !h.health.when.IsZero() && time.Since(h.health.when) < healthFor {
 		return h.health.err
 	}
-	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	// If whoever asks leaves, the answer is for those who wait: else each of them would begin anew.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthTimeout)
 	defer cancel()
-	_, err := h.Store.Get(ctx, formatKey, store.Read{Max: maxSmall}) // past the limits of builds
+	_, err := h.Store.Get(ctx, formatKey, store.Read{Max: maxSmall})
 	if errors.Is(err, store.ErrNotExist) {
 		err = nil
-	}
-	if errors.Is(err, context.Canceled) {
-		return err // whoever asked has left; nothing is known
 	}
 	if was := h.health.err; (was == nil) != (err == nil) {
 		if err != nil {

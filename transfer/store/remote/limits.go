@@ -20,12 +20,13 @@ type Limits struct {
 	Conns, ClientConns int
 	// Requests are those that are being served, of all clients and of one.
 	Requests, ClientRequests int
-	// FarRequests are those of the far store, near copies included, of all clients and of one.
+	// FarRequests are those of the far store, of all clients and of one. As many reads of near copies are under way beside
+	// them at most.
 	FarRequests, ClientFarRequests int
 	// Lists are listings, of all clients and of one: each is many requests of the far store, one after another.
 	Lists, ClientLists int
 	// Bytes are those of objects on their way, of all clients and of one. It is the better part of the memory that a
-	// daemon takes.
+	// daemon takes. A quarter of it is kept for clients that have little.
 	Bytes, ClientBytes int64
 	// Object bounds an index, or whatever else is not a chunk, in bytes.
 	Object int64
@@ -102,19 +103,31 @@ func (l Limits) withDefaults() Limits {
 	l.ClientRequests = min(l.ClientRequests, l.Requests)
 	l.ClientFarRequests = min(l.ClientFarRequests, l.FarRequests)
 	l.ClientLists = min(l.ClientLists, l.Lists)
-	l.ClientBytes = min(l.ClientBytes, l.Bytes)
+	l.ClientBytes = min(l.ClientBytes, l.Bytes-l.reserve())
 	l.Object = min(l.Object, store.MaxObject)
 	return l
 }
+
+// reserve is the part of Bytes that is kept for clients that have little, and share is how much of it one may have: the
+// first piece of an index that it gets, or some chunks. Without it two users that send as slowly as they may would keep
+// everybody else out; so there have to be many.
+func (l Limits) reserve() int64 { return l.Bytes / 4 }
+func (l Limits) share() int64   { return min(smallObject, l.reserve()) }
 
 // sending is how long n bytes take a peer that is as slow as it may be.
 func (l Limits) sending(n int64) time.Duration {
 	return time.Duration(float64(n) / float64(l.SlowRate) * float64(time.Second))
 }
 
+// acquirer is a semaphore, or what stands for one of some.
+type acquirer interface {
+	Acquire(ctx context.Context, n int64) error
+	Release(n int64)
+}
+
 // acquire takes n of each of some semaphores, one after another, and waits for Wait at most for all of them. What it
 // waits for is for the client to read.
-func (l Limits) acquire(ctx context.Context, m *Metrics, what string, n int64, list ...*semaphore.Weighted) error {
+func (l Limits) acquire(ctx context.Context, m *Metrics, what string, n int64, list ...acquirer) error {
 	limited, cancel := context.WithTimeout(ctx, l.Wait)
 	defer cancel()
 	for i, s := range list {
@@ -135,15 +148,15 @@ func (l Limits) acquire(ctx context.Context, m *Metrics, what string, n int64, l
 
 // client is what one user has under way.
 type client struct {
-	requests, bytes, far, lists, indexes *semaphore.Weighted
-	conns                                int // by clients.mu
+	requests, bytes, share, far, near, lists, indexes *semaphore.Weighted
+	conns                                             int // by clients.mu
 }
 
 // clients knows the clients that are connected. One that has left is forgotten.
 type clients struct {
-	limits          Limits
-	requests, bytes *semaphore.Weighted
-	metrics         *Metrics
+	limits                   Limits
+	requests, bytes, reserve *semaphore.Weighted // bytes without the reserve
+	metrics                  *Metrics
 	// anyone is all peers together of which nothing is known.
 	anyone *client
 
@@ -153,8 +166,8 @@ type clients struct {
 
 func newClients(l Limits, m *Metrics) *clients {
 	c := &clients{
-		limits: l, requests: semaphore.NewWeighted(int64(l.Requests)), bytes: semaphore.NewWeighted(l.Bytes), metrics: m,
-		byID: map[uint32]*client{},
+		limits: l, requests: semaphore.NewWeighted(int64(l.Requests)), bytes: semaphore.NewWeighted(l.Bytes - l.reserve()),
+		reserve: semaphore.NewWeighted(l.reserve()), metrics: m, byID: map[uint32]*client{},
 	}
 	c.anyone = c.make()
 	return c
@@ -163,8 +176,8 @@ func newClients(l Limits, m *Metrics) *clients {
 func (c *clients) make() *client {
 	return &client{
 		requests: semaphore.NewWeighted(int64(c.limits.ClientRequests)), bytes: semaphore.NewWeighted(c.limits.ClientBytes),
-		far: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)), indexes: semaphore.NewWeighted(1),
-		lists: semaphore.NewWeighted(int64(c.limits.ClientLists)),
+		share: semaphore.NewWeighted(c.limits.share()), far: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)), near: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)),
+		lists: semaphore.NewWeighted(int64(c.limits.ClientLists)), indexes: semaphore.NewWeighted(1),
 	}
 }
 
@@ -213,20 +226,49 @@ func (c *clients) begin(ctx context.Context, one *client) (end func(), err error
 
 // room is memory that was set aside for the bytes of objects: of that of all clients, and of that of one.
 type room struct {
-	clients *clients
-	client  *client
-	size    int64
+	clients  *clients
+	client   *client
+	size     int64
+	reserved bool // it is of the reserve
 }
 
 // take waits until there is room for n bytes of an object. One that is larger than what one client may have gets all of
 // that, and leaves the others theirs.
 func (c *clients) take(ctx context.Context, one *client, n int64) (*room, error) {
-	n = min(n, c.limits.ClientBytes)
-	if err := c.limits.acquire(ctx, c.metrics, anObject, n, one.bytes, c.bytes); err != nil {
+	r := &room{clients: c, client: one, size: min(n, c.limits.ClientBytes)}
+	if err := c.limits.acquire(ctx, c.metrics, anObject, r.size, one.bytes, (*roomOfAll)(r)); err != nil {
 		return nil, err
 	}
-	c.metrics.bytesHeld.Add(float64(n))
-	return &room{clients: c, client: one, size: n}, nil
+	c.metrics.bytesHeld.Add(float64(r.size))
+	return r, nil
+}
+
+// roomOfAll is a room's part of that of all clients: of the reserve if there is no other at the moment, and the client has
+// little of it.
+type roomOfAll room
+
+func (r *roomOfAll) Acquire(ctx context.Context, n int64) error {
+	if r.clients.bytes.TryAcquire(n) {
+		return nil
+	}
+	if !r.client.share.TryAcquire(n) {
+		return r.clients.bytes.Acquire(ctx, n)
+	}
+	if err := r.clients.reserve.Acquire(ctx, n); err != nil {
+		r.client.share.Release(n)
+		return err
+	}
+	r.reserved = true
+	return nil
+}
+
+func (r *roomOfAll) Release(n int64) {
+	if !r.reserved {
+		r.clients.bytes.Release(n)
+		return
+	}
+	r.clients.reserve.Release(n)
+	r.client.share.Release(n)
 }
 
 // shrink gives back what is more than n bytes.
@@ -237,7 +279,7 @@ func (r *room) shrink(n int64) {
 	}
 	r.size = n
 	r.client.bytes.Release(more)
-	r.clients.bytes.Release(more)
+	(*roomOfAll)(r).Release(more)
 	r.clients.metrics.bytesHeld.Sub(float64(more))
 }
 

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -466,6 +467,96 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// TestHealthIsPastLimits asks whether the daemon is well while clients hold all that there is, and give nothing back.
+func TestHealthIsPastLimits(t *testing.T) {
+	const clients = 8
+	memory := storetest.Memory()
+	key := putChunks(t, memory, 1, 1000)[0]
+	var down atomic.Bool
+	far := &storetest.Faulty{Store: memory, Fault: func(c storetest.Call) storetest.Fault {
+		switch {
+		case c.Key == key:
+			return storetest.Fault{Hang: true}
+		case down.Load():
+			return storetest.Fault{Before: fmt.Errorf("no route: %w", store.ErrUnavailable)}
+		}
+		return storetest.Fault{}
+	}}
+	h := &Handler{
+		Store: far, Rules: everything, peerOf: byAddress,
+		Limits: Limits{
+			Conns: clients, ClientConns: 1, Requests: clients, ClientRequests: 1, FarRequests: clients, ClientFarRequests: 1,
+			Bytes: clients << 20, ClientBytes: 1 << 20,
+		},
+	}
+	d := start(t, h, socketPath(t))
+	for uid := range clients {
+		line := fmt.Sprintf("%s %d fresh\n", key, 1<<20+uid) // each is a fetch of its own
+		request := fmt.Sprintf("POST /v1/chunks HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(line), line)
+		if _, err := io.WriteString(dialAs(t, d.path, uid), request); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for begun := time.Now(); far.Count(storetest.Get) < clients; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > time.Minute {
+			t.Fatalf("only %d fetches are under way", far.Count(storetest.Get))
+		}
+	}
+	if h.clients.requests.TryAcquire(1) || h.clients.bytes.TryAcquire(1) || h.clients.reserve.TryAcquire(1) ||
+		h.shared.slots.TryAcquire(1) || value(t, h.metrics.connections) < clients {
+		t.Fatal("something is left: this shows nothing")
+	}
+	s := httptest.NewServer(h.Health())
+	t.Cleanup(s.Close)
+	look := func(want string) {
+		t.Helper()
+		resp, err := s.Client().Get(s.URL + "/healthz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = resp.Body.Close() }() // it is read to its end
+		if text, err := io.ReadAll(resp.Body); err != nil || string(text) != want {
+			t.Errorf("%q, %v, want %q", text, err, want)
+		}
+	}
+	look("ok\n")
+	down.Store(true)
+	h.health.turn <- struct{}{}
+	h.health.when = time.Time{}
+	<-h.health.turn
+	look("far store: unavailable\n")
+}
+
+// TestHealthOfSilentStore: who asks about a store that says nothing has an answer in time, whoever has asked before, and
+// has left.
+func TestHealthOfSilentStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		far := &storetest.Faulty{Store: storetest.Memory(), Fault: func(storetest.Call) storetest.Fault {
+			return storetest.Fault{Hang: true}
+		}}
+		h := &Handler{Store: far, Rules: everything}
+		begun := time.Now()
+		var all sync.WaitGroup
+		for range 20 { // each leaves before its own question would have its answer
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			time.AfterFunc(healthTimeout/2, cancel)
+			all.Go(func() { _ = h.Healthy(ctx) }) // it has left, or has the same answer
+		}
+		time.Sleep(time.Second)
+		if err := h.Healthy(t.Context()); !errors.Is(err, context.DeadlineExceeded) || newProblem(err).Kind != "unavailable" {
+			t.Errorf("%v", err)
+		}
+		if took := time.Since(begun); took > healthTimeout {
+			t.Errorf("it is known after %v", took)
+		}
+		all.Wait()
+		if n := far.Calls(); n != 1 {
+			t.Errorf("the far store was asked %d times", n)
+		}
+	})
+}
+
 // TestNearCopies puts a near store before the far one: what was fetched comes from there, what the far store refuses
 // does not get there, and a Put is answered by the far store.
 func TestNearCopies(t *testing.T) {
@@ -515,6 +606,55 @@ func TestNearCopies(t *testing.T) {
 	far.Fault = nil
 	if _, err := client.Get(t.Context(), other, store.Read{}); !is(err, store.ErrNotExist) {
 		t.Errorf("Get of what was not put: %v", err)
+	}
+}
+
+// TestNearNeedsNoFarTurn reads a near copy while the far store says nothing, to as many requests as there may be.
+func TestNearNeedsNoFarTurn(t *testing.T) {
+	const turns = 4
+	far := &storetest.Faulty{Store: storetest.Memory()}
+	near, err := cached.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := cached.New(near, far)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	keys := putChunks(t, far, turns+1, 1000)
+	if _, err := s.Get(t.Context(), keys[turns], store.Read{Max: 1 << 20}); err != nil { // which keeps it
+		t.Fatal(err)
+	}
+	far.Fault = func(storetest.Call) storetest.Fault { return storetest.Fault{Hang: true} }
+	h := &Handler{
+		Store: s, Rules: everything, Limits: Limits{FarRequests: turns, ClientFarRequests: turns, Wait: time.Hour},
+	}
+	client := serve(t, h)
+	hung, leave := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer leave()
+	before := far.Count(storetest.Get)
+	for _, key := range keys[:turns] {
+		all.Go(func() { _, _ = client.Get(hung, key, store.Read{Max: 1 << 20}) }) // it has left
+	}
+	for begun := time.Now(); far.Count(storetest.Get) < before+turns; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > time.Minute {
+			t.Fatal("the far store is not asked")
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // and not the hour that a turn would be waited for
+	defer cancel()
+	if o, err := client.Get(ctx, keys[turns], store.Read{Max: 1 << 20}); err != nil || !o.Near {
+		t.Errorf("near %v, %v", o.Near, err)
+	}
+	if n := value(t, h.metrics.chunks.WithLabelValues("near")); n != 1 {
+		t.Errorf("%d near copies are counted", n)
+	}
+	if h.shared.slots.TryAcquire(1) {
+		t.Error("there is a turn left: this shows nothing")
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 type shared struct {
 	store   store.Store
 	slots   *semaphore.Weighted
+	near    *semaphore.Weighted // for reads of near copies, which need no slot
 	lists   *semaphore.Weighted
 	limits  Limits
 	metrics *Metrics
@@ -48,8 +49,8 @@ type flight struct {
 
 func newShared(s store.Store, l Limits, m *Metrics) *shared {
 	return &shared{
-		store: s, slots: semaphore.NewWeighted(int64(l.FarRequests)), lists: semaphore.NewWeighted(int64(l.Lists)),
-		limits: l, metrics: m, flights: map[flightKey]*flight{},
+		store: s, slots: semaphore.NewWeighted(int64(l.FarRequests)), near: semaphore.NewWeighted(int64(l.FarRequests)),
+		lists: semaphore.NewWeighted(int64(l.Lists)), limits: l, metrics: m, flights: map[flightKey]*flight{},
 	}
 }
 
@@ -65,6 +66,9 @@ func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Objec
 	}
 	if ctx.Err() != nil {
 		return store.Object{}, context.Cause(ctx)
+	}
+	if o, ok, err := s.getNear(ctx, key, r); ok || err != nil {
+		return o, err
 	}
 	k := flightKey{key, r.Fresh, min(r.Limit(), maxChunk)}
 	f := s.join(k)
@@ -89,6 +93,36 @@ func (s *shared) Get(ctx context.Context, key string, r store.Read) (store.Objec
 		return store.Object{}, fmt.Errorf("getting %s: %w", key, err)
 	}
 	return f.object, nil
+}
+
+// nearer is a store that knows what it has near: package cached's.
+type nearer interface {
+	GetNear(key string, r store.Read) (store.Object, bool)
+}
+
+// getNear returns the near copy of a chunk, if there is one. It waits for no request of the far store, which may be slow
+// or say nothing while everything that a build wants is near. It has turns of its own: each read may block a thread.
+func (s *shared) getNear(ctx context.Context, key string, r store.Read) (o store.Object, ok bool, err error) {
+	n, ok := s.store.(nearer)
+	if !ok || r.Fresh {
+		return o, false, nil
+	}
+	list := []acquirer{s.near}
+	if t := turnOf(ctx); t != nil {
+		list = []acquirer{t.client.near, s.near}
+	}
+	if err := s.limits.acquire(ctx, s.metrics, "a near copy", 1, list...); err != nil {
+		return o, false, err
+	}
+	defer func() {
+		for _, l := range list {
+			l.Release(1)
+		}
+	}()
+	if o, ok = n.GetNear(key, r); ok {
+		s.metrics.near(true)
+	}
+	return o, ok, nil
 }
 
 // join returns the fetch for k that is under way, or nil.
@@ -194,9 +228,9 @@ func (s *shared) Put(ctx context.Context, key string, data []byte, c store.Condi
 
 // List implements [store.Store]. It takes as long as its caller does, so it is not measured, and has a limit of its own.
 func (s *shared) List(ctx context.Context, prefix string, yield func(store.Info) error) error {
-	list := []*semaphore.Weighted{s.lists}
+	list := []acquirer{s.lists}
 	if t := turnOf(ctx); t != nil {
-		list = []*semaphore.Weighted{t.client.lists, s.lists}
+		list = []acquirer{t.client.lists, s.lists}
 	}
 	if err := s.limits.acquire(ctx, s.metrics, "a listing", 1, list...); err != nil {
 		return err
