@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -79,7 +80,7 @@ func craft(x *Index) *crafted {
 
 func (c *crafted) data() []byte {
 	h := header{epoch: c.epoch}
-	var body []byte
+	parts := [][]byte{nil} // the header, and the sections
 	list := []any{&c.chunks, &c.entries, &c.sources, &c.build}
 	if c.outputs != nil || c.plain[kindOutputs-1] != nil {
 		list = append(list, c.outputs)
@@ -99,13 +100,14 @@ func (c *crafted) data() []byte {
 		}
 		r.stored, r.sum = uint64(len(stored)), blake3.Sum256(stored)
 		h.rows = append(h.rows, r)
-		body = append(body, stored...)
+		parts = append(parts, stored)
 	}
 	h.rows = append(h.rows, c.extra...)
 	if c.edit != nil {
 		c.edit(&h)
 	}
-	data := append(h.append(nil), body...)
+	parts[0] = h.append(nil)
+	data := slices.Concat(parts...) // once: some are large
 	if c.edited != nil {
 		data = c.edited(data)
 	}
@@ -470,22 +472,21 @@ func TestEncodeKeepsToTheRatio(t *testing.T) {
 
 // TestMemory feeds small objects that ask for much, and looks at what is allocated.
 func TestMemory(t *testing.T) {
-	zeros := func(n int) func([]byte) []byte {
-		return func([]byte) []byte {
-			e, err := zstd.NewWriter(nil, zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(1))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return e.EncodeAll(make([]byte, n), nil)
+	zeros := sync.OnceValue(func() []byte {
+		e, err := zstd.NewWriter(nil, zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		return e.EncodeAll(make([]byte, 200<<20), nil)
+	})
+	bomb := func([]byte) []byte { return zeros() }
 	cases := map[string]func(c *crafted){
 		"a frame of 200 MB, as the row says": func(c *crafted) {
-			c.frame[1] = zeros(200 << 20)
+			c.frame[1] = bomb
 			c.edit = func(h *header) { h.rows[1].plain = 200 << 20 }
 		},
 		"a frame of 200 MB, a row of 1 MB": func(c *crafted) {
-			c.frame[1] = zeros(200 << 20)
+			c.frame[1] = bomb
 			c.edit = func(h *header) { h.rows[1].plain = 1 << 20 }
 		},
 		"a row of 2^63": func(c *crafted) { c.edit = func(h *header) { h.rows[1].plain = 1 << 63 } },

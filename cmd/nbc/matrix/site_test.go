@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -27,7 +28,6 @@ type site struct {
 	project *project
 	root    string
 	env     []string
-	clean   map[string]string // outputs of clean builds by the key of the state
 }
 
 // tree is the one that is deleted before each build, here the one that is edited in place.
@@ -42,7 +42,7 @@ func newSite(t *testing.T, x *tool, programs map[string]string) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{tool: x, root: root, clean: map[string]string{}, project: readProject(t, x.project)}
+	s := &site{tool: x, root: root, project: readProject(t, x.project)}
 	for _, dir := range []string{"bin", "tool"} {
 		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
@@ -148,26 +148,43 @@ func (s *site) print(t *testing.T, dir string) string {
 	return out
 }
 
+// clean is a clean build, which is made once.
+type clean struct {
+	mu   sync.Mutex
+	done bool
+	out  string // of the program
+}
+
+// cleans are all of them, by the script and the state: some rows have both in common.
+var cleans sync.Map
+
 // cleanOutput returns what the program prints after a build of x without any cache.
 func (s *site) cleanOutput(t *testing.T, x state) string {
 	t.Helper()
-	if out, ok := s.clean[x.key()]; ok {
-		return out
+	script := s.tool.clean
+	if script == "" {
+		script = s.tool.configure + "\n" + s.tool.build + "\n"
+	}
+	v, _ := cleans.LoadOrStore(script+x.key(), new(clean))
+	c := v.(*clean)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done {
+		return c.out
 	}
 	dir := filepath.Join(s.root, "clean")
 	lay(t, dir, x, false)
-	script := s.tool.clean
-	if script == "" {
-		script = s.tool.configure + "\n" + s.tool.build
-	}
 	if err := os.WriteFile(s.log(), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, code := s.sh(t, dir, script); code != 0 {
+	out, code := s.sh(t, dir, script)
+	if code != 0 {
 		t.Fatalf("a clean build ends with exit code %d\n%s", code, out)
 	}
-	out := s.print(t, dir)
-	s.clean[x.key()] = out
+	if s.tool.clean == "" {
+		out = s.print(t, dir)
+	}
+	c.out, c.done = out, true
 	return out
 }
 

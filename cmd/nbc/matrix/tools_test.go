@@ -21,7 +21,8 @@ type tool struct {
 	// configure and build are scripts, run in the tree; the second pass over the times is between them. Without a
 	// configure, nbc run does it all.
 	configure, build string
-	// clean replaces configure and build in clean builds, where there is a way that is quicker and asks no build tool.
+	// clean replaces configure, build and output in clean builds, where there is a way that is quicker and asks no build
+	// tool: it prints what the program prints, and nothing else.
 	clean string
 	// output is a script that runs the program.
 	output string
@@ -64,7 +65,8 @@ var wrapped = []string{"gcc", "clang"}
 
 const (
 	cmakeConfigure = `cmake -S . -B build -DCMAKE_C_COMPILER="$(command -v gcc)" -G `
-	cClean         = `mkdir -p build; gcc -o build/prog src/*.c`
+	cClean         = `mkdir -p build; gcc -o build/prog src/*.c; build/prog`
+	ghcClean       = `ghc -v0 -isrc:alt -e main src/Main.hs`
 	cCounts        = "calls of the compiler: sources and links"
 	makeDecides    = "a target is older than what it is made from"
 )
@@ -81,7 +83,7 @@ var tools = []*tool{
 		// Edited in place, it is a person who knows that configure need not be run again.
 		configure: `if [ ! config.h -nt config.in ]; then ./configure; fi`,
 		build:     `make CC=gcc CFLAGS="-I. -DHAVE_CONFIG"`, output: `build/prog`,
-		clean: `./configure; mkdir -p build; gcc -I. -DHAVE_CONFIG -o build/prog src/*.c`,
+		clean: `./configure; mkdir -p build; gcc -I. -DHAVE_CONFIG -o build/prog src/*.c; build/prog`,
 		units: cUnits, counts: cCounts, decides: "as make; `config.h` is written before each build, outside of the cache",
 	},
 	{
@@ -112,7 +114,7 @@ var tools = []*tool{
 	{
 		name: "clang, precompiled header", needs: []string{"make", "clang"}, project: []string{"c", "pch"},
 		dirs: []string{"build"}, output: `build/prog`,
-		clean: `mkdir -p build; clang -o build/prog src/*.c`,
+		clean: `mkdir -p build; clang -o build/prog src/*.c; build/prog`,
 		build: `make CC=clang PCH=build/common.h.pch USE="-include-pch build/common.h.pch"`,
 		units: cUnits, counts: cCounts, equality: true,
 		decides: "as make; and clang refuses a precompiled header if a header has another size or time than it had",
@@ -120,6 +122,7 @@ var tools = []*tool{
 	{
 		name: "ghc --make", needs: []string{"ghc"}, project: []string{"haskell"}, dirs: []string{"build"},
 		build:  `mkdir -p build; ghc --make -v1 -outputdir build -isrc:alt -o build/prog src/Main.hs`,
+		clean:  ghcClean,
 		output: `build/prog`,
 		units:  ghcUnits, counts: "what it says: modules and links",
 		decides: "an object is older than its source; then the hashes of what it imports",
@@ -129,6 +132,7 @@ var tools = []*tool{
 		prepare:   `echo 'import Distribution.Simple; main = defaultMain' > Setup.hs; ghc --make -v0 Setup.hs`,
 		configure: `"$TOOL/Setup" configure -v0`,
 		build:     `"$TOOL/Setup" build -v1`, output: `dist/build/prog/prog`,
+		clean: ghcClean,
 		units: ghcUnits, counts: "what ghc says: modules and links", decides: "as ghc",
 	},
 	{
@@ -136,6 +140,7 @@ var tools = []*tool{
 		dirs:    []string{"dist-newstyle"},
 		prepare: `mkdir -p cabal; : > cabal/config`,
 		build:   `CABAL_DIR="$TOOL/cabal" cabal --config-file="$TOOL/cabal/config" v2-build --offline -v1 -j1`,
+		clean:   ghcClean,
 		output:  `$(find dist-newstyle -name prog -type f -perm -100)`,
 		units:   ghcUnits, counts: "what ghc says: modules and links",
 		decides: "Cabal: times, then hashes, of the package's files; within a package, as ghc",
@@ -156,6 +161,7 @@ var tools = []*tool{
 		name: "dune", needs: []string{"dune", "ocaml"}, project: []string{"ocaml"}, dirs: []string{"_build"}, equality: true,
 		build: `code=0; DUNE_CACHE=disabled dune build -j1 ./src/main.exe || code=$?
 			cat _build/log; test $code = 0`,
+		clean:  `ocamlc -I src -o prog $(ocamldep -sort src/*.ml); ./prog`,
 		output: `_build/default/src/main.exe`,
 		units:  duneUnits, counts: "the commands in `_build/log`",
 		decides: "hashes, which are kept for files that have the same time and size as before",
