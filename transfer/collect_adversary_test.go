@@ -848,7 +848,11 @@ func TestAdversary(t *testing.T) {
 		}
 		return
 	}
-	w, seed := runSeeds(t, *seedsFlag, lie{})
+	seeds := *seedsFlag
+	if sampled(t, fmt.Sprintf("-gc-seeds=%d", seeds)) {
+		seeds /= 8
+	}
+	w, seed := runSeeds(t, seeds, lie{})
 	if w != nil {
 		t.Errorf("seed %d (see -gc-seed): %s\n\n%s", seed, strings.Join(w.broken, "\n"), strings.Join(w.log, "\n"))
 	}

@@ -67,6 +67,7 @@ var faults = []struct {
 // Every system call that changes the tree, the state or the store fails, alone or with all after it.
 func TestEverySystemCallFails(t *testing.T) {
 	needTrace(t)
+	sample := sampled(t)
 	var runs, errs atomic.Int64
 	t.Cleanup(func() { t.Logf("%d runs, %d of them with an error", runs.Load(), errs.Load()) })
 	store := template(t)
@@ -75,7 +76,7 @@ func TestEverySystemCallFails(t *testing.T) {
 			t.Parallel()
 			for _, f := range faults {
 				step := f.step
-				if testing.Short() {
+				if sample {
 					step = 29
 				}
 				for n := 0; ; n += step {

@@ -299,10 +299,11 @@ func (sc scene) aftermath(s *site, when string, long bool) {
 // Killed before, and so after, every system call that changes the tree, the state or the store.
 func TestKilledAtEverySystemCall(t *testing.T) {
 	needTrace(t)
+	sample := sampled(t)
 	var kills atomic.Int64
 	t.Cleanup(func() {
 		t.Logf("%d kills", kills.Load())
-		if !t.Failed() && !testing.Short() && kills.Load() < 1000 {
+		if !t.Failed() && !sample && kills.Load() < 1000 {
 			t.Errorf("%d kills only", kills.Load())
 		}
 	})
@@ -311,7 +312,7 @@ func TestKilledAtEverySystemCall(t *testing.T) {
 		t.Run(sc.name, func(t *testing.T) {
 			t.Parallel()
 			step := 1
-			if testing.Short() {
+			if sample {
 				step = 17
 			}
 			for n := 0; ; n += step {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -34,7 +35,13 @@ func TestMain(m *testing.M) {
 	if job := os.Getenv(childVariable); job != "" {
 		os.Exit(childMain(job))
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := os.RemoveAll(quickDirectory); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+		os.Exit(code)
+	}))
 }
 
 // world is a source tree, the state of nbc for it, and a store.
@@ -506,6 +513,56 @@ func asOther(t *testing.T) bool {
 		t.Errorf("as another user it did not run:\n%s", out)
 	}
 	return false
+}
+
+// quickDirectory is where quickProgram has put it, or "".
+var quickDirectory string
+
+// quickProgram is this test binary without the race detector, or "" if it has none itself.
+var quickProgram = sync.OnceValues(func() (string, error) {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || !slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		return "", nil
+	}
+	var err error
+	if quickDirectory, err = os.MkdirTemp("", "nbc-quick-"); err != nil {
+		return "", err
+	}
+	program := filepath.Join(quickDirectory, "test")
+	cmd := exec.Command("go", "test", "-c", "-o", program, "nbc/transfer")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // or each of its thousands of children would be linked when it starts
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the tests without the race detector: %w\n%s", err, out)
+	}
+	return program, nil
+})
+
+// sampled reports whether the test that calls it does only a part of its work here: in short mode, and if this binary has
+// the race detector. Then all of it is done first, by the same test in a process without the detector, with which
+// thousands of children and cycles would take three times as long. They do the same things again and again: for the
+// detector a part of them is enough.
+func sampled(t *testing.T, flags ...string) bool {
+	t.Helper()
+	program, err := quickProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if program == "" || testing.Short() {
+		return testing.Short()
+	}
+	flags = append(flags, "-test.run", "^"+t.Name()+"$", "-test.v")
+	if end, ok := t.Deadline(); ok {
+		flags = append(flags, "-test.timeout", time.Until(end).String())
+	}
+	out, err := exec.CommandContext(t.Context(), program, flags...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("without the race detector: %v\n%s", err, out)
+	}
+	if !strings.Contains(string(out), "--- PASS: "+t.Name()+" ") && !strings.Contains(string(out), "--- SKIP: "+t.Name()+" ") {
+		t.Fatalf("without the race detector it did not run:\n%s", out)
+	}
+	t.Logf("without the race detector:\n%s", out)
+	return true
 }
 
 func copyTo(to, from string) (err error) {
