@@ -538,8 +538,9 @@ var quickProgram = sync.OnceValues(func() (string, error) {
 })
 
 // sampled reports whether the test that calls it does only a part of its work here: in short mode, and if this binary has
-// the race detector. Then all of it is done first, by the same test in a process without the detector, which with
-// thousands of children and cycles would take three times as long; what a race is in them is one in the part, too.
+// the race detector. Then all of it is done first, by the same test in a process without the detector, with which
+// thousands of children and cycles would take three times as long. They do the same things again and again: for the
+// detector a part of them is enough.
 func sampled(t *testing.T, flags ...string) bool {
 	t.Helper()
 	program, err := quickProgram()
