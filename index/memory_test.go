@@ -1,7 +1,12 @@
+//go:build !race
+
+// What is measured here is memory, which is another one under the race detector, and much of it.
+
 package index
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -9,8 +14,11 @@ import (
 	"runtime"
 	"runtime/metrics"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // peak returns by how many bytes what is in use of the heap grows while f runs, as far as samples tell. What f drops
@@ -154,6 +162,64 @@ func TestVerifyMemoryOfLists(t *testing.T) {
 		t.Logf("%s: %d bytes; to look at them took %d kB, of %d: %v", name, len(data), took>>10, weight>>10, err)
 		if took > weight+slack {
 			t.Errorf("%s: looking at it took %d bytes, and was to take %d", name, took, weight)
+		}
+	}
+}
+
+// TestMemory feeds small objects that ask for much, and looks at what is allocated.
+func TestMemory(t *testing.T) {
+	zeros := sync.OnceValue(func() []byte {
+		e, err := zstd.NewWriter(nil, zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e.EncodeAll(make([]byte, 200<<20), nil)
+	})
+	bomb := func([]byte) []byte { return zeros() }
+	cases := map[string]func(c *crafted){
+		"a frame of 200 MB, as the row says": func(c *crafted) {
+			c.frame[1] = bomb
+			c.edit = func(h *header) { h.rows[1].plain = 200 << 20 }
+		},
+		"a frame of 200 MB, a row of 1 MB": func(c *crafted) {
+			c.frame[1] = bomb
+			c.edit = func(h *header) { h.rows[1].plain = 1 << 20 }
+		},
+		"a row of 2^63": func(c *crafted) { c.edit = func(h *header) { h.rows[1].plain = 1 << 63 } },
+		"an array of 2^32": func(c *crafted) {
+			c.plain[3] = []byte{0x87, 0x40, 0x40, 0, 0x9b, 0, 0, 0, 1, 0, 0, 0, 0}
+		},
+		"a string of 2^32": func(c *crafted) { c.plain[0] = []byte{0x83, 0x5b, 0, 0, 0, 1, 0, 0, 0, 0} },
+		"deep arrays":      func(c *crafted) { c.plain[0] = bytes.Repeat([]byte{0x81}, 1<<20) },
+		"paths of 64 KiB": func(c *crafted) {
+			// 10,000 paths of 64 KiB in 40 KB: 640 MB.
+			c.entries = entrySection{}
+			prev := ""
+			for i := range 10_000 {
+				path := strings.Repeat("a/", 32_000) + fmt.Sprintf("%05d", i)
+				c.entries.Text, c.entries.Shared = appendPath(c.entries.Text, c.entries.Shared, prev, path)
+				c.entries.Kinds = binary.AppendUvarint(c.entries.Kinds, 1)
+				prev = path
+			}
+			c.entries.Times = appendTimes(nil, make([]int64, 10_000))
+		},
+	}
+	if _, err := Decode(mustEncode(t, sample())); err != nil { // what is made once is made now
+		t.Fatal(err)
+	}
+	for name, edit := range cases {
+		c := craft(sample())
+		edit(c)
+		data := c.data()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := Decode(data)
+		runtime.ReadMemStats(&after)
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
+			t.Errorf("%s: %d bytes refused after allocating %d: %v", name, len(data), n, err)
 		}
 	}
 }
