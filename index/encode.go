@@ -305,7 +305,6 @@ var encoder = sync.OnceValue(func() *zstd.Encoder {
 		zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
 		zstd.WithEncoderCRC(false),
 		zstd.WithWindowSize(2<<20),
-		zstd.WithLowerEncoderMem(true),
 		zstd.WithSingleSegment(true), // the size of the plain bytes is always in the header
 		zstd.WithEncoderConcurrency(1))
 	if err != nil {

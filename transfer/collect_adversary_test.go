@@ -850,7 +850,7 @@ func TestAdversary(t *testing.T) {
 	}
 	seeds := *seedsFlag
 	if sampled(t, fmt.Sprintf("-gc-seeds=%d", seeds)) {
-		seeds /= 8
+		seeds = max(seeds/8, 1)
 	}
 	w, seed := runSeeds(t, seeds, lie{})
 	if w != nil {

@@ -5,6 +5,8 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"runtime/debug"
@@ -71,15 +73,18 @@ func TestPrepareHeap(t *testing.T) {
 		t.Setenv("GOGC", "")
 		t.Setenv("GOMEMLIMIT", "")
 		t.Setenv(name, "100")
-		if prepareHeap(); ballast != nil {
+		if prepareHeap(true); ballast != nil {
 			t.Fatal(name + " is set, and yet there is a ballast")
 		}
 		t.Setenv(name, "")
 	}
+	if prepareHeap(false); ballast != nil {
+		t.Fatal("a daemon has a ballast")
+	}
 	runtime.GC()
 	debug.FreeOSMemory()
 	before := resident(t)
-	prepareHeap()
+	prepareHeap(true)
 	if grown := resident(t) - before; grown > 16<<20 {
 		t.Errorf("%d bytes are touched that were not", grown)
 	}
@@ -92,5 +97,23 @@ func TestPrepareHeap(t *testing.T) {
 	}
 	if advised(t, fmt.Sprintf("%p", ballast)) {
 		t.Error("the ballast is where the heap's huge pages are")
+	}
+}
+
+// TestLimitedMemory: where the system counts memory that is not touched, nbc asks for no more than it needs.
+func TestLimitedMemory(t *testing.T) {
+	nbc := filepath.Join(t.TempDir(), "nbc")
+	build := exec.Command("go", "build", "-o", nbc, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, limit := range []string{"-d 80000", "-d 150000", "-d 250000", "-v 900000", "-v 1300000"} {
+		cmd := exec.Command("sh", "-c", "ulimit "+limit+"; exec "+nbc+" run n --dir b -- true")
+		cmd.Dir = t.TempDir()
+		cmd.Env = append(os.Environ(), "HOME="+t.TempDir(), "NBC_STORE="+t.TempDir(), "GOGC=", "GOMEMLIMIT=")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("ulimit %s: %v\n%s", limit, err, out)
+		}
 	}
 }

@@ -18,7 +18,6 @@ import (
 )
 
 func main() {
-	prepareHeap()
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -86,7 +85,10 @@ the meaning from the next character.
 		SilenceUsage:  true,
 		Args:          knownVerb,
 
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) { a.verb = cmd },
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			a.verb = cmd
+			prepareHeap(cmd.Name() != "daemon")
+		},
 
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

@@ -176,7 +176,8 @@ func newClients(l Limits, m *Metrics) *clients {
 func (c *clients) make() *client {
 	return &client{
 		requests: semaphore.NewWeighted(int64(c.limits.ClientRequests)), bytes: semaphore.NewWeighted(c.limits.ClientBytes),
-		share: semaphore.NewWeighted(c.limits.share()), far: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)), near: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)),
+		share: semaphore.NewWeighted(c.limits.share()), far: semaphore.NewWeighted(int64(c.limits.ClientFarRequests)),
+		near:  semaphore.NewWeighted(int64(c.limits.ClientFarRequests)),
 		lists: semaphore.NewWeighted(int64(c.limits.ClientLists)), indexes: semaphore.NewWeighted(1),
 	}
 }
@@ -254,12 +255,29 @@ func (r *roomOfAll) Acquire(ctx context.Context, n int64) error {
 	if !r.client.share.TryAcquire(n) {
 		return r.clients.bytes.Acquire(ctx, n)
 	}
-	if err := r.clients.reserve.Acquire(ctx, n); err != nil {
-		r.client.share.Release(n)
-		return err
+	// Whichever has room first.
+	both, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reserved := make(chan bool, 1)
+	go func() {
+		ok := r.clients.reserve.Acquire(both, n) == nil
+		if ok {
+			cancel()
+		}
+		reserved <- ok
+	}()
+	err := r.clients.bytes.Acquire(both, n)
+	cancel()
+	r.reserved = <-reserved
+	switch {
+	case r.reserved && err == nil: // both
+		r.clients.bytes.Release(n)
+		return nil
+	case r.reserved:
+		return nil
 	}
-	r.reserved = true
-	return nil
+	r.client.share.Release(n)
+	return err
 }
 
 func (r *roomOfAll) Release(n int64) {
@@ -300,20 +318,27 @@ type turn struct {
 // turnKey is where a context has its *turn.
 type turnKey struct{}
 
-// take waits until the client may make another request of the far store, and returns what ends it. As long as others of
-// this exchange are under way it waits on: they give back what it waits for.
+// take waits until the client may make another request of the far store, and returns what ends it.
 func (t *turn) take(ctx context.Context, l Limits, m *Metrics) (end func(), err error) {
 	if t == nil {
 		return func() {}, nil
 	}
+	return t.takeOf(ctx, l, m, "a request of its store", t.client.far)
+}
+
+// takeOf takes one of each of some semaphores. As long as others of this exchange have what it takes it waits on: they
+// give back what it waits for.
+func (t *turn) takeOf(ctx context.Context, l Limits, m *Metrics, what string, list ...acquirer) (end func(), err error) {
 	for {
 		going := t.away.Load() > 0
-		err := l.acquire(ctx, m, "a request of its store", 1, t.client.far)
+		err := l.acquire(ctx, m, what, 1, list...)
 		if err == nil {
 			t.away.Add(1)
 			return func() {
 				t.away.Add(-1)
-				t.client.far.Release(1)
+				for _, s := range list {
+					s.Release(1)
+				}
 			}, nil
 		}
 		if !isBusy(err) || !going || ctx.Err() != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"nbc/transfer/store"
 	"nbc/transfer/store/cached"
@@ -687,5 +688,55 @@ func TestBeats(t *testing.T) {
 	}
 	if err := g.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRoomThatComesBack: who waits for the reserve is served from the common room as well, if that has room first.
+func TestRoomThatComesBack(t *testing.T) { synctest.Test(t, roomThatComesBack) }
+
+func roomThatComesBack(t *testing.T) {
+	l := Limits{Bytes: 8 << 20, ClientBytes: 3 << 20, Wait: time.Minute}.withDefaults()
+	m, err := NewMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClients(l, m)
+	take := func(one *client, n int64) *room {
+		t.Helper()
+		r, err := c.take(t.Context(), one, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	common := take(c.make(), 3<<20)
+	other := take(c.make(), 3<<20)
+	reserved := take(c.make(), 2<<20)
+	if !reserved.reserved {
+		t.Fatal("it has none of the reserve")
+	}
+	got := make(chan *room)
+	one := c.make()
+	go func() {
+		r, err := c.take(t.Context(), one, 1<<20)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- r
+	}()
+	synctest.Wait()
+	common.free()
+	r := <-got
+	if r == nil || r.reserved {
+		t.Fatal("it has none of the common room")
+	}
+	for _, r := range []*room{r, other, reserved} {
+		r.free()
+	}
+	for what, s := range map[string]*semaphore.Weighted{"common room": c.bytes, "reserve": c.reserve, "share": one.share} {
+		n := map[string]int64{"common room": l.Bytes - l.reserve(), "reserve": l.reserve(), "share": l.share()}[what]
+		if !s.TryAcquire(n) {
+			t.Errorf("the %s was not all given back", what)
+		}
 	}
 }

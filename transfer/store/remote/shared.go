@@ -107,18 +107,20 @@ func (s *shared) getNear(ctx context.Context, key string, r store.Read) (o store
 	if !ok || r.Fresh {
 		return o, false, nil
 	}
-	list := []acquirer{s.near}
-	if t := turnOf(ctx); t != nil {
+	t, list := turnOf(ctx), []acquirer{s.near}
+	if t == nil {
+		t = new(turn)
+	} else {
 		list = []acquirer{t.client.near, s.near}
 	}
-	if err := s.limits.acquire(ctx, s.metrics, "a near copy", 1, list...); err != nil {
+	end, err := t.takeOf(ctx, s.limits, s.metrics, "a near copy", list...)
+	if isBusy(err) { // a near store that is slower than the far one may be
+		return o, false, nil
+	}
+	if err != nil {
 		return o, false, err
 	}
-	defer func() {
-		for _, l := range list {
-			l.Release(1)
-		}
-	}()
+	defer end()
 	if o, ok = n.GetNear(key, r); ok {
 		s.metrics.near(true)
 	}
