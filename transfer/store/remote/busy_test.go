@@ -7,10 +7,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"path/filepath"
 	"runtime"
+	"runtime/metrics"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -471,7 +473,7 @@ func TestIndexMemory(t *testing.T) {
 		}
 	})
 	t.Logf("an index of %d bytes; %d MB", len(data), most>>20)
-	if most > 40<<20 {
+	if most > 20<<20 {
 		t.Errorf("looking at 8 indexes of %d bytes took %d MB", len(data), most>>20)
 	}
 	// What is more than the memory that there is waits for it, and not for ever.
@@ -490,30 +492,35 @@ func TestIndexMemory(t *testing.T) {
 	}
 }
 
-// heapDuring returns by how many bytes the heap grows while f runs.
+// heapDuring returns by how many bytes what is in use of the heap grows while f runs. What f drops while a collection is
+// under way counts as in use, which is much on a busy machine: the least of some tries is told.
 func heapDuring(f func()) int64 {
-	heap := func() int64 {
+	inUse := func() int64 {
 		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return int64(m.HeapAlloc)
+		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+		metrics.Read(sample)
+		return int64(sample[0].Value.Uint64())
 	}
-	before := heap()
-	most := before
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-				most = max(most, heap())
+	least := int64(math.MaxInt64)
+	for range 3 {
+		before := inUse()
+		most := before
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(20 * time.Millisecond):
+					most = max(most, inUse())
+				}
 			}
-		}
-	}()
-	f()
-	close(stop)
-	<-stopped
-	return most - before
+		}()
+		f()
+		close(stop)
+		<-stopped
+		least = min(least, most-before)
+	}
+	return least
 }
