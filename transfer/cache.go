@@ -36,8 +36,9 @@ var (
 	ErrMissing = errors.New("chunk is missing from the store")
 	// ErrBusy says that another nbc is at work in this tree.
 	ErrBusy = errors.New("another nbc is at work in this tree")
-	// ErrChanging says that files kept changing while they were saved.
-	ErrChanging = errors.New("files change while they are read")
+	// ErrChanging says that files kept changing while they were saved, or that artifacts changed while others were got
+	// ready to take their place.
+	ErrChanging = errors.New("files change meanwhile")
 	// ErrNoReceipt says that a save was asked to take everything from a receipt, and there is none that it may use.
 	ErrNoReceipt = errors.New("no receipt of a restore")
 	// ErrUsage says that options contradict each other or a pattern is wrong.

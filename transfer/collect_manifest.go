@@ -241,22 +241,23 @@ const (
 )
 
 // spans chooses which of the earlier manifests are to be extended to epoch, longest first. Of those that reach back
-// 1 to 3 epochs, 4 to 15, 16 to 63 and so on, the longest stays. So a saver reads at most four times the epochs that it
-// asks for, and a collector writes five manifests or so.
+// 1 to 3 epochs, 4 to 15, 16 to 63 and so on, the longest stays. So a saver reads less than sixteen times the epochs that
+// it asks for, and a collector writes five manifests or so. One that is too old goes when the next one is as well: until
+// then nothing else reaches back as far as is promised.
 func spans(earlier []Manifest, epoch uint64, now time.Time) []Manifest {
 	earlier = slices.Clone(earlier)
+	earlier = slices.DeleteFunc(earlier, func(m Manifest) bool { return m.From >= epoch || m.To != epoch-1 })
 	slices.SortFunc(earlier, func(a, b Manifest) int { return cmp.Compare(a.From, b.From) })
+	begin := 0
+	for i, m := range earlier {
+		if epoch-m.From+1 >= keepEpochs && now.Sub(time.Unix(m.Since, 0)) > keepTime {
+			begin = i
+		}
+	}
 	var chosen []Manifest
 	last := -1
-	for _, m := range earlier {
-		if m.From >= epoch || m.To != epoch-1 {
-			continue
-		}
-		length := epoch - m.From + 1
-		if length > keepEpochs && now.Sub(time.Unix(m.Since, 0)) > keepTime {
-			continue
-		}
-		if class := (bits.Len64(length) - 1) / 2; class != last {
+	for _, m := range earlier[begin:] {
+		if class := (bits.Len64(epoch-m.From+1) - 1) / 2; class != last {
 			chosen = append(chosen, m)
 			last = class
 		}

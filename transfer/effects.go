@@ -19,6 +19,7 @@ import (
 // restore brings the tree to what c says, in the order of effects that makes a kill harmless at any point:
 //
 //	stage   new files are written into a work directory; nothing else changes
+//	look    the artifacts are still those that it was planned with, or it ends here
 //	clear   old cache directories are moved into it: from here a build finds no artifacts and is cold
 //	times   sources get their recorded times, or now
 //	place   new directories are moved in, one by one: one that is still absent is only rebuilt
@@ -98,6 +99,7 @@ type effects struct {
 	list    []*placement
 	mover   *mover // for clear, then for place
 	cleared *mover
+	moving  bool // clear has begun
 	staging *staging
 	changes mtime.Changes
 	times   *mtime.Plan
@@ -205,7 +207,12 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 	e.now = now
 	e.times = mtime.NewPlan(r.root, e.changes, r.tree.Sources, shift)
 
+	crash("look again")
+	if err := e.stillThere(ctx); err != nil {
+		return err
+	}
 	crash("clear")
+	e.moving = true
 	if err := clearOld(e.list, e.mover); err != nil {
 		return local(err)
 	}
@@ -226,6 +233,38 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 	// All is in place and right. What is left is quick, and not worth an end in the middle.
 	e.finish(context.WithoutCancel(ctx), c, shift)
 	return nil
+}
+
+// stillThere makes sure that the artifacts are those that the restore began with. It had not locked the tree when it
+// looked, and another nbc with another receipt may have filled it since: what was to be kept would be kept of that one's
+// files, beside new ones. Or a build is at work, and what it makes is nowhere else.
+func (e *effects) stillThere(ctx context.Context) error {
+	w := index.Walker{Dirs: e.r.dirs, NoSources: true}
+	tree, err := w.Walk(ctx, e.r.root)
+	if err != nil {
+		return localUnless(ctx, fmt.Errorf("looking at the artifacts again: %w", err))
+	}
+	was, now := e.r.tree.Artifacts, tree.Artifacts
+	for i := 0; i < len(was) || i < len(now); i++ {
+		switch {
+		case i == len(now) || i < len(was) && was[i].Path < now[i].Path:
+			return fmt.Errorf("%w: %s is gone", ErrChanging, was[i].Path)
+		case i == len(was) || was[i].Path > now[i].Path:
+			return fmt.Errorf("%w: %s is new", ErrChanging, now[i].Path)
+		case !sameArtifact(was[i], now[i]):
+			return fmt.Errorf("%w: %s", ErrChanging, was[i].Path)
+		}
+	}
+	return nil
+}
+
+// sameArtifact compares what two walks found at one path. A directory may have got a work directory meanwhile; what else
+// was made or removed in it is found by itself.
+func sameArtifact(a, b index.Found) bool {
+	if a.Kind == index.Dir && b.Kind == index.Dir {
+		return a.Stat.SameFile(b.Stat)
+	}
+	return a == b
 }
 
 // finish cleans up, gives directories the times that all the renaming has changed, and fills in receipt and report.
@@ -339,9 +378,9 @@ func (e *effects) removeWork() error {
 // after it: beside new artifacts the sources keep their new times, and beside those times no old artifacts come back.
 func (e *effects) undo() error {
 	err := e.takeBack()
-	asBefore := err == nil
+	asBefore, began := err == nil, len(e.works) > 0 // else the tree is another's, as it was from the beginning
 	err = errors.Join(err, e.removeWork())
-	if asBefore { // but for what moving files and work directories has done to the directories that hold them
+	if asBefore && began { // but for what moving files and work directories has done to the directories that hold them
 		err = errors.Join(err, e.undoArtifactDirs(), e.undoDirTimes())
 	}
 	if err == nil {
@@ -364,14 +403,15 @@ func (e *effects) takeBack() error {
 	return e.cleared.undo()
 }
 
-// undoArtifactDirs gives the old cache directories, and what is in them, the modes and times that they had.
+// undoArtifactDirs gives the old cache directories, and what is in them, the modes and times that they had. If nothing was
+// moved yet these are only those that a work directory was made in.
 func (e *effects) undoArtifactDirs() error {
 	var errs []error
 	roots := byRoot(e.list)
 	for i := range e.r.tree.Artifacts {
 		a := &e.r.tree.Artifacts[i]
 		p := roots.of(a.Path)
-		if a.Kind != index.Dir || p == nil {
+		if a.Kind != index.Dir || p == nil || !e.moving && (a.Path != p.root || !p.inside) {
 			continue
 		}
 		rel := strings.TrimPrefix(a.Path, p.root)

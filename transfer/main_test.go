@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -435,14 +436,15 @@ func (l *lockedWriter) Write(b []byte) (int, error) {
 	return l.w.Write(b)
 }
 
-// at makes do happen when the code comes to a step, the first time. Tests that use it are not parallel.
+// at makes do happen when the code comes to a step, the first time; do may come to it again. Tests that use it are not
+// parallel.
 func at(t *testing.T, step string, do func()) {
 	t.Helper()
-	var once sync.Once
+	var met atomic.Bool
 	old := crash
 	crash = func(s string) {
-		if s == step {
-			once.Do(do)
+		if s == step && !met.Swap(true) {
+			do()
 		}
 	}
 	t.Cleanup(func() { crash = old })

@@ -539,7 +539,7 @@ func TestManyAtOnceInOneTree(t *testing.T) {
 			wg.Go(func() {
 				for range 5 {
 					_, err := mine.restore(RestoreOptions{Name: name, Replace: true})
-					if err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrLocal) {
+					if err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrChanging) && !errors.Is(err, ErrLocal) {
 						t.Errorf("restore: %v", err)
 					}
 				}
@@ -575,6 +575,53 @@ func TestManyAtOnceInOneTree(t *testing.T) {
 		got["build"] = old["build"] // which gets its mode and time when it is in place
 		if !slices.ContainsFunc(trees, func(m map[string]string) bool { return maps.Equal(m, got) }) {
 			t.Errorf("%s is a mixture:\n%s", name, differ(old, got))
+		}
+	}
+}
+
+// A restore looks at the tree before it locks it. Another one, with another receipt, that fills it in between is noticed:
+// what was to be kept is not what is there now.
+func TestRestoreAfterAnotherOne(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(smallTree())
+	w.first()
+	old := below(w.snapshot(), "build")
+	w.write("build/a.o", "another object")
+	w.write("build/sub/c.o", noise(9, 250<<10))
+	w.saved(SaveOptions{Name: "other", Tree: build})
+	other := below(w.snapshot(), "build")
+	for _, step := range []string{"make work", "look again"} {
+		w.hit(RestoreOptions{Name: "other"})
+		w.write("build/a.o", "to be replaced") // and all others can be kept
+		another := *w
+		another.state = filepath.Join(t.TempDir(), "another")
+		at(t, step, func() {
+			if step == "make work" {
+				another.hit(RestoreOptions{Replace: true})
+				return
+			}
+			// There is a lock by now, but builds know nothing of it.
+			w.must(removeTree(w.path("build")))
+			for _, p := range slices.Sorted(maps.Keys(smallTree())) {
+				if strings.HasPrefix(p, "build/") {
+					w.write(p, smallTree()[p])
+				}
+			}
+		})
+		if rep, err := w.restore(RestoreOptions{Name: "other", Replace: true}); !errors.Is(err, ErrChanging) || rep.Hit {
+			t.Errorf("%s: %v, %+v", step, err, rep)
+		}
+		w.clean()
+		if step == "make work" {
+			if d := differ(old, below(w.snapshot(), "build")); d != "" {
+				t.Errorf("the tree is not the other one's:\n%s", d)
+			}
+		} else if w.read("build/sub/c.o") != smallTree()["build/sub/c.o"] || w.read("build/a.o") != "object a" {
+			t.Error("what a build made is gone")
+		}
+		w.hit(RestoreOptions{Name: "other", Replace: true})
+		if d := differ(other, below(w.snapshot(), "build")); d != "" {
+			t.Errorf("restored:\n%s", d)
 		}
 	}
 }

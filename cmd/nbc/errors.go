@@ -28,7 +28,7 @@ const exitCodes = `Exit codes:
    13  damaged: what the store holds is not what was put there
    14  state-lost: the store's record of its garbage collections is gone
    15  busy: another nbc is at work in this source tree
-   16  changing: files changed while they were saved
+   16  changing: files changed while they were saved, or were about to be replaced
    17  no-receipt: a save without a name, or times, and no restore before it
    18  timeout: not finished within --timeout
    19  absent: there is no such cache name, for verbs that are about one
@@ -107,7 +107,7 @@ func hintFor(err error) string {
 	case "busy":
 		return "wait for it to end; builds that run at the same time need a source tree each"
 	case "changing":
-		return "is the build over? Save when nothing writes to the directories any more"
+		return "is the build over? Nothing may write to the directories while nbc saves or restores them"
 	case "no-receipt":
 		return "name it: nbc save NAME --dir DIR, or restore first: nbc restore NAME --dir DIR"
 	case "timeout":
