@@ -19,8 +19,8 @@ import (
 // restore brings the tree to what c says, in the order of effects that makes a kill harmless at any point:
 //
 //	stage   new files are written into a work directory; nothing else changes
-//	look    the artifacts are still those that it was planned with, or it ends here
 //	clear   old cache directories are moved into it: from here a build finds no artifacts and is cold
+//	look    they are still what the restore was planned with, or it ends here
 //	times   sources get their recorded times, or now
 //	place   new directories are moved in, one by one: one that is still absent is only rebuilt
 //	        work directories go; directories get their times
@@ -98,8 +98,9 @@ type effects struct {
 	works   []*workDir
 	list    []*placement
 	mover   *mover // for clear, then for place
-	cleared *mover
-	moving  bool // clear has begun
+	cleared *mover // nil until all is moved aside and looked at; only after that anything else is changed
+	// dirs are directories of sources that work directories were made in, or cache directories moved out of, before that.
+	dirs    map[string]index.Stat
 	staging *staging
 	changes mtime.Changes
 	times   *mtime.Plan
@@ -121,6 +122,18 @@ func (e *effects) begin() error {
 	}
 	if err := e.r.Build.state.writeJournal(j); err != nil {
 		return local(fmt.Errorf("writing the journal: %w", err))
+	}
+	e.dirs = map[string]index.Stat{}
+	holders := []string{"."}
+	for _, p := range e.list {
+		holders = append(holders, path.Dir(p.root))
+	}
+	for _, dir := range holders {
+		st, err := index.LstatFile(e.r.root, dir)
+		if err != nil {
+			return local(err)
+		}
+		e.dirs[dir] = st
 	}
 	for _, path := range j.Work {
 		dir := filepath.Dir(path)
@@ -205,18 +218,17 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 		}
 	}
 	e.now = now
-	e.times = mtime.NewPlan(r.root, e.changes, r.tree.Sources, shift)
 
-	crash("look again")
-	if err := e.stillThere(ctx); err != nil {
-		return err
-	}
 	crash("clear")
-	e.moving = true
 	if err := clearOld(e.list, e.mover); err != nil {
 		return local(err)
 	}
+	crash("look")
+	if err := e.looked(ctx); err != nil {
+		return err
+	}
 	e.cleared, e.mover = e.mover, &mover{ours: e.ours}
+	e.times = mtime.NewPlan(r.root, e.changes, r.tree.Sources, shift)
 	crash("times")
 	if err := e.times.Apply(ctx, r.root, now); err != nil {
 		return localUnless(ctx, fmt.Errorf("setting the times of sources: %w", err))
@@ -235,36 +247,75 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 	return nil
 }
 
-// stillThere makes sure that the artifacts are those that the restore began with. It had not locked the tree when it
-// looked, and another nbc with another receipt may have filled it since: what was to be kept would be kept of that one's
-// files, beside new ones. Or a build is at work, and what it makes is nowhere else.
-func (e *effects) stillThere(ctx context.Context) error {
-	w := index.Walker{Dirs: e.r.dirs, NoSources: true}
-	tree, err := w.Walk(ctx, e.r.root)
+// looked makes sure that what was moved aside is what the restore saw when it looked at the tree, and decided what to keep
+// and that nothing is lost. A build may have been at work since, or another nbc where the tree could not be locked. From
+// here on nobody else gets at it.
+func (e *effects) looked(ctx context.Context) error {
+	all, err := index.CompilePatterns([]string{"*"})
 	if err != nil {
-		return localUnless(ctx, fmt.Errorf("looking at the artifacts again: %w", err))
+		return err
 	}
-	was, now := e.r.tree.Artifacts, tree.Artifacts
-	for i := 0; i < len(was) || i < len(now); i++ {
-		switch {
-		case i == len(now) || i < len(was) && was[i].Path < now[i].Path:
-			return fmt.Errorf("%w: %s is gone", ErrChanging, was[i].Path)
-		case i == len(was) || was[i].Path > now[i].Path:
-			return fmt.Errorf("%w: %s is new", ErrChanging, now[i].Path)
-		case !sameArtifact(was[i], now[i]):
-			return fmt.Errorf("%w: %s", ErrChanging, was[i].Path)
+	// Being renamed changes the ctime of what is itself renamed, not of what is in it.
+	renamedTo := make(map[string]bool, len(e.mover.done))
+	for _, s := range e.mover.done {
+		renamedTo[s.to] = true
+	}
+	was := make(map[string]*index.Found, len(e.r.tree.Artifacts))
+	roots := byRoot(e.list)
+	for i := range e.r.tree.Artifacts {
+		if a := &e.r.tree.Artifacts[i]; roots.of(a.Path) != nil {
+			was[a.Path] = a
 		}
+	}
+	for _, w := range e.works {
+		old := filepath.Join(w.path, "old")
+		tree, err := index.Walker{Dirs: all}.Walk(ctx, old)
+		if err != nil {
+			return localUnless(ctx, fmt.Errorf("looking at the old artifacts again: %w", err))
+		}
+		names := map[string]string{}
+		for _, p := range e.list {
+			if p.work() == w.path {
+				names[p.name] = p.root
+			}
+		}
+		for i := range tree.Artifacts {
+			f := &tree.Artifacts[i]
+			name, rest, _ := strings.Cut(f.Path, "/")
+			at := path.Join(names[name], rest)
+			a, ok := was[at]
+			if !ok {
+				return fmt.Errorf("%w: %s is new", ErrChanging, at)
+			}
+			if !sameArtifact(a, f, renamedTo[filepath.Join(old, filepath.FromSlash(f.Path))]) {
+				return fmt.Errorf("%w: %s", ErrChanging, at)
+			}
+			delete(was, at)
+		}
+	}
+	for p := range was {
+		return fmt.Errorf("%w: %s is gone", ErrChanging, p)
 	}
 	return nil
 }
 
-// sameArtifact compares what two walks found at one path. A directory may have got a work directory meanwhile; what else
-// was made or removed in it is found by itself.
-func sameArtifact(a, b index.Found) bool {
-	if a.Kind == index.Dir && b.Kind == index.Dir {
-		return a.Stat.SameFile(b.Stat)
+// sameArtifact compares what was found at one path before and after it was moved aside, and says by renamed whether it
+// was itself renamed. A directory may have been made anew; what is in it is compared by itself.
+func sameArtifact(a, b *index.Found, renamed bool) bool {
+	if a.Kind != b.Kind || a.Target != b.Target {
+		return false
 	}
-	return a == b
+	if a.Kind == index.Dir {
+		return true
+	}
+	was := a.Stat
+	if renamed {
+		was.CTime = b.Stat.CTime
+		if was.Dev != b.Stat.Dev { // an overlay copies a file of its lower layer
+			was.Dev, was.Ino, was.Links = b.Stat.Dev, b.Stat.Ino, b.Stat.Links
+		}
+	}
+	return was == b.Stat
 }
 
 // finish cleans up, gives directories the times that all the renaming has changed, and fills in receipt and report.
@@ -377,11 +428,12 @@ func (e *effects) removeWork() error {
 // change back, and old ones in last. If one of these steps fails the next ones are left out, for they are right only
 // after it: beside new artifacts the sources keep their new times, and beside those times no old artifacts come back.
 func (e *effects) undo() error {
+	changed := e.changedDirs()
 	err := e.takeBack()
 	asBefore, began := err == nil, len(e.works) > 0 // else the tree is another's, as it was from the beginning
 	err = errors.Join(err, e.removeWork())
 	if asBefore && began { // but for what moving files and work directories has done to the directories that hold them
-		err = errors.Join(err, e.undoArtifactDirs(), e.undoDirTimes())
+		err = errors.Join(err, e.undoArtifactDirs(changed), e.undoDirTimes())
 	}
 	if err == nil {
 		err = e.r.Build.state.removeJournal()
@@ -403,23 +455,42 @@ func (e *effects) takeBack() error {
 	return e.cleared.undo()
 }
 
-// undoArtifactDirs gives the old cache directories, and what is in them, the modes and times that they had. If nothing was
-// moved yet these are only those that a work directory was made in.
-func (e *effects) undoArtifactDirs() error {
+// changedDirs says which of the old cache directories, and of those in them, the restore has changed so far, by moving
+// what is in them or by making them anew. The others were moved as they are, if at all: where they are not as they were,
+// it is somebody else who has changed them.
+func (e *effects) changedDirs() func(p *placement, at, dir string) bool {
+	if e.cleared != nil {
+		return func(*placement, string, string) bool { return true }
+	}
+	anew := map[string]bool{}
+	for _, s := range e.mover.done {
+		if s.kind == removed {
+			anew[s.from] = true
+		}
+	}
+	return func(p *placement, at, dir string) bool { return p.inside && at == p.root || anew[dir] }
+}
+
+// undoArtifactDirs gives the old cache directories, and what is in them, the modes and times that they had, where changed
+// says so.
+func (e *effects) undoArtifactDirs(changed func(p *placement, at, dir string) bool) error {
 	var errs []error
 	roots := byRoot(e.list)
 	for i := range e.r.tree.Artifacts {
 		a := &e.r.tree.Artifacts[i]
 		p := roots.of(a.Path)
-		if a.Kind != index.Dir || p == nil || !e.moving && (a.Path != p.root || !p.inside) {
+		if a.Kind != index.Dir || p == nil {
 			continue
 		}
 		rel := strings.TrimPrefix(a.Path, p.root)
+		dir := p.target + filepath.FromSlash(rel)
+		if !changed(p, a.Path, dir) {
+			continue
+		}
 		st, err := index.LstatFile(p.target, "."+rel)
 		if err == nil && st.SameFile(a.Stat) && st.Mode == a.Stat.Mode && st.MTime == a.Stat.MTime {
 			continue
 		}
-		dir := p.target + filepath.FromSlash(rel)
 		if err == nil {
 			err = os.Chmod(dir, fs.FileMode(a.Stat.Mode&0o777))
 		}
@@ -432,18 +503,11 @@ func (e *effects) undoArtifactDirs() error {
 }
 
 // undoDirTimes gives directories that work directories were made in, and that files were moved out of and into, the
-// times that they had.
+// times that they had before that.
 func (e *effects) undoDirTimes() error {
 	var errs []error
-	holds := map[string]bool{".": true}
-	for _, p := range e.list {
-		holds[path.Dir(p.root)] = true
-	}
-	for i := range e.r.tree.Sources {
-		s := &e.r.tree.Sources[i]
-		if s.Kind == index.Dir && holds[s.Path] {
-			errs = append(errs, setDirTime(filepath.Join(e.r.root, filepath.FromSlash(s.Path)), s.Stat.MTime))
-		}
+	for p, st := range e.dirs {
+		errs = append(errs, setDirTime(filepath.Join(e.r.root, filepath.FromSlash(p)), st.MTime))
 	}
 	return errors.Join(errs...)
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"nbc/chunk"
+	"golang.org/x/sys/unix"
+
 	"nbc/index"
 	"nbc/transfer/store"
 	"nbc/transfer/store/storetest"
@@ -579,51 +581,155 @@ func TestManyAtOnceInOneTree(t *testing.T) {
 	}
 }
 
-// A restore looks at the tree before it locks it. Another one, with another receipt, that fills it in between is noticed:
-// what was to be kept is not what is there now.
-func TestRestoreAfterAnotherOne(t *testing.T) {
+// What a build does between the look at the tree and its clearing is noticed, and nothing of it is lost: what was to be
+// kept is not what is there now.
+func TestRestoreBesideABuild(t *testing.T) {
 	w := newWorld(t, nil)
 	w.put(smallTree())
 	w.first()
-	old := below(w.snapshot(), "build")
 	w.write("build/a.o", "another object")
 	w.write("build/sub/c.o", noise(9, 250<<10))
 	w.saved(SaveOptions{Name: "other", Tree: build})
 	other := below(w.snapshot(), "build")
-	for _, step := range []string{"make work", "look again"} {
-		w.hit(RestoreOptions{Name: "other"})
-		w.write("build/a.o", "to be replaced") // and all others can be kept
-		another := *w
-		another.state = filepath.Join(t.TempDir(), "another")
-		at(t, step, func() {
-			if step == "make work" {
-				another.hit(RestoreOptions{Replace: true})
-				return
-			}
-			// There is a lock by now, but builds know nothing of it.
+	builds := map[string]func(){
+		"builds anew": func() {
 			w.must(removeTree(w.path("build")))
-			for _, p := range slices.Sorted(maps.Keys(smallTree())) {
+			for p, text := range smallTree() {
 				if strings.HasPrefix(p, "build/") {
-					w.write(p, smallTree()[p])
+					w.write(p, text)
 				}
 			}
-		})
-		if rep, err := w.restore(RestoreOptions{Name: "other", Replace: true}); !errors.Is(err, ErrChanging) || rep.Hit {
-			t.Errorf("%s: %v, %+v", step, err, rep)
-		}
-		w.clean()
-		if step == "make work" {
-			if d := differ(old, below(w.snapshot(), "build")); d != "" {
-				t.Errorf("the tree is not the other one's:\n%s", d)
+		},
+		"writes one more": func() { w.write("build/sub/mine.o", "nowhere else") },
+		"writes in place, and puts the time back": func() {
+			was := w.stat("build/sub/c.o").MTime
+			w.write("build/sub/c.o", noise(10, 250<<10))
+			w.touch("build/sub/c.o", was)
+		},
+		"removes one": func() { w.remove("build/b.o") },
+		"removes all": func() { w.remove("build") },
+		"links elsewhere": func() { w.write("build/to", "-> b.o") },
+		"makes a directory of it": func() {
+			w.remove("build/b.o")
+			w.must(os.Mkdir(w.path("build/b.o"), 0o755))
+		},
+	}
+	for what, do := range builds {
+		for _, step := range []string{"make work", "clear"} {
+			w.hit(RestoreOptions{Name: "other", Replace: true})
+			w.write("build/a.o", "to be replaced") // and all others can be kept
+			var now map[string]string
+			at(t, step, func() {
+				do()
+				now = below(w.snapshot(), "build")
+			})
+			if rep, err := w.restore(RestoreOptions{Name: "other", Replace: true}); !errors.Is(err, ErrChanging) || rep.Hit {
+				t.Errorf("%s, %s: %v, %+v", what, step, err, rep)
 			}
-		} else if w.read("build/sub/c.o") != smallTree()["build/sub/c.o"] || w.read("build/a.o") != "object a" {
-			t.Error("what a build made is gone")
-		}
-		w.hit(RestoreOptions{Name: "other", Replace: true})
-		if d := differ(other, below(w.snapshot(), "build")); d != "" {
-			t.Errorf("restored:\n%s", d)
+			w.clean()
+			if d := differ(now, below(w.snapshot(), "build")); d != "" {
+				t.Errorf("%s, %s: the tree is not the build's:\n%s", what, step, d)
+			}
+			w.hit(RestoreOptions{Name: "other", Replace: true})
+			if d := differ(other, below(w.snapshot(), "build")); d != "" {
+				t.Errorf("%s, %s: restored:\n%s", what, step, d)
+			}
 		}
 	}
+}
+
+// What a rename changes is not what somebody else has changed.
+func TestSameArtifact(t *testing.T) {
+	file := index.Found{Path: "build/a.o", Kind: index.File, Stat: index.Stat{
+		Dev: 1, Ino: 2, Mode: unix.S_IFREG | 0o644, Links: 1, Size: 3, MTime: 4, CTime: 5,
+	}}
+	for what, c := range map[string]struct {
+		change        func(f *index.Found)
+		moved, itself bool // same if a directory above it was renamed, or it itself
+	}{
+		"nothing":                {func(*index.Found) {}, true, true},
+		"ctime":                  {func(f *index.Found) { f.Stat.CTime++ }, false, true},
+		"copied up by overlayfs": {func(f *index.Found) { f.Stat.Dev, f.Stat.Ino, f.Stat.CTime = 6, 7, 8 }, false, true},
+		"inode":                  {func(f *index.Found) { f.Stat.Ino++ }, false, false},
+		"mtime":                  {func(f *index.Found) { f.Stat.MTime++ }, false, false},
+		"size":                   {func(f *index.Found) { f.Stat.Size++ }, false, false},
+		"mode":                   {func(f *index.Found) { f.Stat.Mode ^= 0o100 }, false, false},
+		"kind":                   {func(f *index.Found) { f.Kind = index.Dir }, false, false},
+		"target":                 {func(f *index.Found) { f.Target = "b.o" }, false, false},
+	} {
+		now := file
+		c.change(&now)
+		if moved, itself := sameArtifact(&file, &now, false), sameArtifact(&file, &now, true); moved != c.moved || itself != c.itself {
+			t.Errorf("%s: %v, %v", what, moved, itself)
+		}
+	}
+}
+
+// A restore that is stopped before it has set the time of any source takes back none: what a person has written meanwhile
+// stays newer than the artifacts, its directory too.
+func TestRestoreStoppedBesideAnEdit(t *testing.T) {
+	for _, step := range []string{"make work", "clear"} {
+		w := newWorld(t, nil)
+		w.put(map[string]string{"a.c": "a", "src/b.c": "b", "build/a.o": "object"})
+		w.first()
+		w.remove("build")
+		ctx, stop := context.WithCancel(t.Context())
+		var now map[string]string
+		at(t, step, func() {
+			w.tick()
+			w.write("src/c.c", "c")
+			now = w.snapshot()
+			stop()
+		})
+		if rep, err := w.restoreIn(ctx, RestoreOptions{}); !errors.Is(err, context.Canceled) || rep.Hit {
+			t.Fatalf("%s: %v, %+v", step, err, rep)
+		}
+		if want, got := now["src"], w.snapshot()["src"]; got != want {
+			t.Errorf("%s: src is %s, was %s", step, got, want)
+		}
+	}
+}
+
+// While one nbc looks at the tree, or changes it, another one with another receipt finds it busy, at every step; between
+// a restore and a save it does not.
+func TestAnotherReceiptInOneTree(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(smallTree())
+	w.first()
+	another := *w
+	another.state = filepath.Join(t.TempDir(), "another")
+	busy := func() {
+		if rep, err := another.restore(RestoreOptions{Replace: true}); !errors.Is(err, ErrBusy) || !errors.Is(err, ErrLocal) {
+			t.Errorf("restore: %v, %+v", err, rep)
+		}
+		if rep, err := another.save(SaveOptions{Name: "x", Tree: build}); !errors.Is(err, ErrBusy) || !errors.Is(err, ErrLocal) {
+			t.Errorf("save: %v, %+v", err, rep)
+		}
+	}
+	for _, step := range []string{"forgotten", "clear", "placed"} {
+		met := false
+		at(t, step, func() {
+			met = true
+			if step == "forgotten" { // the tree is not locked yet
+				another.hit(RestoreOptions{Replace: true})
+			} else {
+				busy()
+			}
+		})
+		w.hit(RestoreOptions{Replace: true})
+		if !met {
+			t.Errorf("it did not come to %s", step)
+		}
+	}
+	another.hit(RestoreOptions{Replace: true})
+	w.hit(RestoreOptions{Replace: true})
+	w.write("a.c", "source a") // so that there is something for the second pass
+	at(t, "second pass", busy)
+	w.must(w.in(func(b *Build) error { _, err := b.Times(t.Context()); return err }))
+	w.write("build/a.o", "new")
+	at(t, "index", busy)
+	w.saved(SaveOptions{})
+	another.hit(RestoreOptions{Replace: true})
 }
 
 // Two saves in one tree, with one receipt: the second finds the tree busy.

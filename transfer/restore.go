@@ -81,7 +81,11 @@ func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, 
 		}
 		return r.report, err
 	}
-	err = r.run(ctx, w, names)
+	free, err := b.lockTree()
+	if err == nil {
+		defer free()
+		err = r.run(ctx, w, names)
+	}
 	if m := (miss{}); errors.As(err, &m) && !errors.Is(err, ErrLocal) {
 		r.report.Reason, r.receipt.Outcome, err = m.reason, outcomeMiss, nil
 	}

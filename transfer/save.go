@@ -52,13 +52,17 @@ func (b *Build) Save(ctx context.Context, o SaveOptions) (*SaveReport, error) {
 	s := &saving{Build: b, o: o, report: &SaveReport{Report: Report{Version: ReportVersion, Action: "save", Name: o.Name}}}
 	defer func() { s.report.Seconds = b.cache.now().Sub(start).Seconds() }()
 	b.cache.Progress.start("saving")
+	free, err := b.lockTree()
+	if err != nil {
+		return s.report, err
+	}
+	defer free()
 	if err := s.takeReceipt(); err != nil {
 		return s.report, err
 	}
 	if err := s.begin(ctx); err != nil {
 		return s.report, err
 	}
-	var err error
 	if s.params, err = s.format.Params(); err != nil {
 		return s.report, err
 	}

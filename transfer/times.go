@@ -22,6 +22,11 @@ func (b *Build) Times(ctx context.Context) (*TimesReport, error) {
 	defer func() { rep.Seconds = b.cache.now().Sub(start).Seconds() }()
 	p := b.cache.Progress
 	p.start("hashing sources")
+	free, err := b.lockTree()
+	if err != nil {
+		return rep, err
+	}
+	defer free()
 	r := b.load()
 	if r == nil || r.Outcome == outcomeSaved {
 		return rep, fmt.Errorf("%w in this tree: the second pass goes on where one ended", ErrNoReceipt)
@@ -37,7 +42,8 @@ func (b *Build) Times(ctx context.Context) (*TimesReport, error) {
 	}
 	where := clocks(b.root, []string{b.root}, tree.Sources)
 	// Before they are read, so that a source that is written to afterwards has another Stat.
-	if _, err := settle(where, statsOf(tree.Sources)); err != nil {
+	now, err := settle(where, statsOf(tree.Sources))
+	if err != nil {
 		return rep, local(fmt.Errorf("looking at the clock: %w", err))
 	}
 	sources, err := mtime.Rehash(ctx, b.root, r.Sources, r.SourceStats, r.SourceProbe, tree.Sources, &p.Files)
@@ -70,7 +76,7 @@ func (b *Build) Times(ctx context.Context) (*TimesReport, error) {
 		plan := mtime.NewPlan(b.root, mtime.Changes{Unchanged: same}, tree.Sources, r.Shift)
 		rep.Restored = len(same)
 		crash("second pass")
-		if err := plan.Apply(ctx, b.root, 0); err != nil {
+		if err := plan.Apply(ctx, b.root, now); err != nil {
 			return rep, localUnless(ctx, errors.Join(fmt.Errorf("setting the times of sources: %w", err), plan.Undo(b.root)))
 		}
 		crash("second pass done")

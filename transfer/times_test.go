@@ -162,3 +162,20 @@ func TestTimesStopped(t *testing.T) {
 		t.Errorf("%v, %+v", err, rep)
 	}
 }
+
+// A source that is written while the second pass is at work is newer than all artifacts.
+func TestTimesOfASourceThatChangesMeanwhile(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(map[string]string{"src/a.c": "a", "config.h": "one"})
+	w.tick()
+	w.put(map[string]string{"build/a.o": "object a"})
+	w.first()
+	w.hit(RestoreOptions{})
+	w.tick()
+	w.write("config.h", "one") // as configure does
+	at(t, "second pass", func() { w.write("config.h", "two") })
+	w.must(w.in(func(b *Build) error { _, err := b.Times(t.Context()); return err }))
+	if source, artifact := w.stat("config.h").MTime, w.stat("build/a.o").MTime; source <= artifact {
+		t.Errorf("config.h is of %d, build/a.o of %d", source, artifact)
+	}
+}
