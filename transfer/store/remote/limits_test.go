@@ -241,7 +241,7 @@ func TestSlowPeers(t *testing.T) {
 					if err != nil {
 						return
 					}
-					if time.Since(begun) > 10*time.Second {
+					if time.Since(begun) > time.Minute {
 						t.Errorf("a peer that %s is served for ever", name)
 						return
 					}
@@ -249,15 +249,16 @@ func TestSlowPeers(t *testing.T) {
 			})
 		}
 	}
+	// It takes its turn with 18 of them, six at a time, each for up to restPatience and a bit more.
 	client := open(t, d.path)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := want(ctx, client, memory, keys, 8); err != nil {
 		t.Errorf("beside them: %v", err)
 	}
 	all.Wait()
 	for begun := time.Now(); value(t, h.metrics.bytesHeld) > 0; time.Sleep(time.Millisecond) {
-		if time.Since(begun) > 5*time.Second {
+		if time.Since(begun) > time.Minute {
 			t.Fatalf("%d bytes are still set aside", value(t, h.metrics.bytesHeld))
 		}
 	}
@@ -309,7 +310,7 @@ func TestLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
