@@ -660,9 +660,21 @@ func TestNearNeedsNoFarTurn(t *testing.T) {
 	}
 }
 
-// TestBeats lets the far store take longer than a client waits for a silent daemon.
+// TestBeats lets the far store take longer than a client waits for a silent daemon. On a busy machine a beat may be late
+// by as much: then all of it is done once more, five times as slowly.
 func TestBeats(t *testing.T) {
-	const beat = 300 * time.Millisecond
+	err := beats(t, 300*time.Millisecond)
+	if err != nil {
+		t.Log(err)
+		err = beats(t, 1500*time.Millisecond)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func beats(t *testing.T, beat time.Duration) error {
+	t.Helper()
 	memory := storetest.Memory()
 	key, stored := aChunk("content", 1)
 	mustPut(t, memory, key, stored)
@@ -687,9 +699,7 @@ func TestBeats(t *testing.T) {
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		t.Error(err)
-	}
+	return g.Wait()
 }
 
 // TestRoomThatComesBack: who waits for the reserve is served from the common room as well, if that has room first.
