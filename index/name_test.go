@@ -57,7 +57,7 @@ func TestPathRoundTrip(t *testing.T) {
 			return
 		}
 		element := strings.TrimPrefix(path, Prefix)
-		if element == "" || len(element) > 200 || element[0] == '.' || strings.Trim(element,
+		if element == "" || len(element) > maxEscaped || element[0] == '.' || strings.Trim(element,
 			"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+@=~") != "" {
 			t.Fatalf("Path(%q) = %q is not one element of a store's key", name, path)
 		}

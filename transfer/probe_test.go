@@ -46,7 +46,7 @@ func TestProbeFindsCarelessStores(t *testing.T) {
 			if c.IfAbsent && err == nil || c.IfVersion != "" && o.Version != c.IfVersion {
 				return "", store.ErrConflict
 			}
-			time.Sleep(10 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond) // so that all others look, on a busy machine as well
 			return s.Put(ctx, key, data, store.Condition{})
 		}, false},
 		"refuses the right version too": {func(

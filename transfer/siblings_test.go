@@ -222,7 +222,7 @@ func TestSaveWhenSiblingsCannotBeRead(t *testing.T) {
 					}
 					return storetest.Fault{}
 				}}
-				promptly(t, 20*time.Second, func() {
+				promptly(t, time.Minute, func() {
 					leaks(t, "a save", func() { o.saved(SaveOptions{Name: "app/pr-1", Tree: build}) })
 				})
 				o.cache.Store = w.cache.Store
@@ -287,10 +287,12 @@ func TestSaveFindsSiblingsOverASlowNetwork(t *testing.T) {
 			t.Errorf("%s: %+v", name, rep.Sent)
 		}
 	}
-	start := time.Now()
-	o := newWorldLike(w)
-	o.saved(SaveOptions{Name: "app/another", Tree: build})
-	took := time.Since(start)
+	took := time.Hour
+	for i := range 3 { // a busy machine pauses now and then
+		start := time.Now()
+		newWorldLike(w).saved(SaveOptions{Name: fmt.Sprint("app/another", i), Tree: build})
+		took = min(took, time.Since(start))
+	}
 	t.Logf("with an index of the name %v, without one %v", times["app/new"], took)
 	if took > times["app/new"]+2*time.Second { // on any machine
 		t.Errorf("%v", took)

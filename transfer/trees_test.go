@@ -148,7 +148,7 @@ func TestTreeWithSocketsAndPipes(t *testing.T) {
 		left = append(left, "build/null")
 	}
 	log := w.logged()
-	promptly(t, 10*time.Second, func() {
+	promptly(t, time.Minute, func() {
 		rep := w.first()
 		for _, p := range left {
 			if !slices.ContainsFunc(rep.Warnings, func(s string) bool { return strings.HasPrefix(s, p+" is left out") }) {

@@ -67,7 +67,7 @@ func start(t *testing.T, cmd *exec.Cmd) {
 		t.Fatal(err)
 	}
 	session := -cmd.Process.Pid // it leads one
-	late := time.AfterFunc(20*time.Second, func() {
+	late := time.AfterFunc(time.Minute, func() {
 		t.Error("it does not end")
 		_ = cmd.Process.Signal(syscall.SIGABRT) // shows what all goroutines do
 		time.Sleep(time.Second)
@@ -202,7 +202,7 @@ func newHanging(t *testing.T, hang func() bool) *hanging {
 // waitHung waits until a request hangs.
 func (h *hanging) waitHung(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); h.hung.Load() == 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); h.hung.Load() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("no request came")
 		}
@@ -231,7 +231,7 @@ func TestInterruptedRestore(t *testing.T) {
 				if got, want := wait(t, cmd), strconv.Itoa(int(n))+"!"; got != want {
 					t.Errorf("it ended with %s, not %s", got, want)
 				}
-				if took := time.Since(began); took > 3*time.Second {
+				if took := time.Since(began); took > 15*time.Second { // a store that hangs is waited for 30
 					t.Errorf("it took %s", took)
 				}
 				word := "ended by signal"

@@ -77,7 +77,7 @@ func (t *terminal) shown() string {
 // waitFor waits until text is shown.
 func (term *terminal) waitFor(t *testing.T, text string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !strings.Contains(term.shown(), text); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !strings.Contains(term.shown(), text); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%q does not appear: %q", text, term.shown())
 		}
@@ -164,7 +164,7 @@ func TestBar(t *testing.T) {
 			b := newBuild(t)
 			b.s3(h.URL)
 			b.env = append(b.env, "TERM=xterm")
-			cmd, _ := b.command("restore", "app", "--timeout", "1500ms")
+			cmd, _ := b.command("restore", "app", "--timeout", "3s")
 			term := startAt(t, cmd, columns)
 			if got := wait(t, cmd); got != "18" {
 				t.Errorf("it ended with %s", got)
@@ -180,7 +180,7 @@ func TestBar(t *testing.T) {
 				}
 			}
 			left := screen(shown)
-			if strings.Contains(left, "nbc: restoring") || !strings.HasPrefix(left, "nbc: not finished within 1.5s") {
+			if strings.Contains(left, "nbc: restoring") || !strings.HasPrefix(left, "nbc: not finished within 3s") {
 				t.Errorf("what is left on the screen: %q, of %q", left, shown)
 			}
 		})

@@ -164,7 +164,9 @@ func TestWithout(t *testing.T) {
 
 	// No rule allows anything.
 	h.serve("--store", t.TempDir())
+	begun := time.Now()
 	cold("words", `a = 3;`, "nbc: warning: ", "allows nothing to uid", "nbc: hint: whoever runs nbc daemon can allow it")
+	usual := time.Since(begun) // as busy as the machine is
 	h.stop(syscall.SIGTERM)
 
 	// The socket is there, and the daemon is not.
@@ -190,9 +192,9 @@ func TestWithout(t *testing.T) {
 	h.stop(syscall.SIGTERM)
 	h.serveAll(t.TempDir())
 	h.signal(syscall.SIGSTOP)
-	begun := time.Now()
+	begun = time.Now()
 	cold("words", `a = 6;`, "nbc: warning: ", "nbc daemon at /run/nbc/nbc.sock")
-	if took := time.Since(begun); took > 40*time.Second {
+	if took := time.Since(begun); took > 30*time.Second+2*usual {
 		t.Errorf("a silent daemon cost the build %v", took)
 	}
 	h.signal(syscall.SIGCONT)

@@ -27,8 +27,8 @@ import (
 
 // The time that a command and a start may take: far more than any does, so that one which hangs has a name.
 const (
-	commandTime = time.Minute
-	startTime   = 20 * time.Second
+	commandTime = 5 * time.Minute
+	startTime   = 2 * time.Minute
 )
 
 // Where this module is, where nbc was built, and why there can be no builds.

@@ -412,7 +412,7 @@ func raw(t *testing.T, path, request string) (*http.Response, []byte) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	go func() { _, _ = io.WriteString(c, request) }() // the daemon may close it in between
@@ -599,11 +599,11 @@ func TestErrors(t *testing.T) {
 			if told := err.Error() + store.Hint(err); strings.Contains(told, "minio") || strings.Contains(told, "do something") {
 				t.Errorf("%s: the build is told %q", what, told)
 			}
-			if took := time.Since(begun); took > 5*time.Second {
+			if took := time.Since(begun); took > DefaultPatience/2 {
 				t.Errorf("%s took %v", what, took)
 			}
 			for begun := time.Now(); log.count(secret) == before; time.Sleep(time.Millisecond) { // it comes after the reply
-				if time.Since(begun) > 5*time.Second {
+				if time.Since(begun) > time.Minute {
 					t.Errorf("%s: the log does not say why", what)
 					break
 				}

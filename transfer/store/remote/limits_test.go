@@ -241,7 +241,7 @@ func TestSlowPeers(t *testing.T) {
 					if err != nil {
 						return
 					}
-					if time.Since(begun) > 10*time.Second {
+					if time.Since(begun) > time.Minute {
 						t.Errorf("a peer that %s is served for ever", name)
 						return
 					}
@@ -249,15 +249,16 @@ func TestSlowPeers(t *testing.T) {
 			})
 		}
 	}
+	// It takes its turn with 18 of them, six at a time, each for up to restPatience and a bit more.
 	client := open(t, d.path)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := want(ctx, client, memory, keys, 8); err != nil {
 		t.Errorf("beside them: %v", err)
 	}
 	all.Wait()
 	for begun := time.Now(); value(t, h.metrics.bytesHeld) > 0; time.Sleep(time.Millisecond) {
-		if time.Since(begun) > 5*time.Second {
+		if time.Since(begun) > time.Minute {
 			t.Fatalf("%d bytes are still set aside", value(t, h.metrics.bytesHeld))
 		}
 	}
@@ -309,7 +310,7 @@ func TestLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
@@ -659,9 +660,21 @@ func TestNearNeedsNoFarTurn(t *testing.T) {
 	}
 }
 
-// TestBeats lets the far store take longer than a client waits for a silent daemon.
+// TestBeats lets the far store take longer than a client waits for a silent daemon. On a busy machine a beat may be late
+// by as much: then all of it is done once more, five times as slowly.
 func TestBeats(t *testing.T) {
-	const beat = 300 * time.Millisecond
+	err := beats(t, 300*time.Millisecond)
+	if err != nil {
+		t.Log(err)
+		err = beats(t, 1500*time.Millisecond)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func beats(t *testing.T, beat time.Duration) error {
+	t.Helper()
 	memory := storetest.Memory()
 	key, stored := aChunk("content", 1)
 	mustPut(t, memory, key, stored)
@@ -686,9 +699,7 @@ func TestBeats(t *testing.T) {
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		t.Error(err)
-	}
+	return g.Wait()
 }
 
 // TestRoomThatComesBack: who waits for the reserve is served from the common room as well, if that has room first.

@@ -46,7 +46,7 @@ func start(t testing.TB, h *Handler, path string) *daemon {
 	h.start() // so that a test may look at what it makes
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &daemon{t: t, path: path, stop: cancel, done: make(chan error, 1)}
-	go func() { d.done <- h.Serve(ctx, l, 5*time.Second) }()
+	go func() { d.done <- h.Serve(ctx, l, 20*time.Second) }()
 	t.Cleanup(d.end)
 	return d
 }
@@ -60,7 +60,7 @@ func (d *daemon) end() {
 			if err != nil {
 				d.t.Errorf("the daemon ended with %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			d.t.Error("the daemon does not end")
 		}
 	})

@@ -177,17 +177,30 @@ func TestFreshIsNotShared(t *testing.T) {
 	key, stored := aChunk("content", 1)
 	memory := storetest.Memory()
 	mustPut(t, memory, key, stored)
+	const callers = 6
 	var mu sync.Mutex
 	reads := map[bool]int{}
+	var s *shared
+	var met atomic.Bool // all wait for a fetch
 	far := &readingStore{memory, func(r store.Read) {
 		mu.Lock()
 		reads[r.Fresh]++
 		mu.Unlock()
-		time.Sleep(50 * time.Millisecond)
+		for begun := time.Now(); !met.Load() && time.Since(begun) < 20*time.Second; time.Sleep(time.Millisecond) {
+			s.mu.Lock()
+			n := 0
+			for _, f := range s.flights {
+				n += f.callers
+			}
+			s.mu.Unlock()
+			if n == callers {
+				met.Store(true)
+			}
+		}
 	}}
-	s := newTestShared(t, far)
+	s = newTestShared(t, far)
 	var g errgroup.Group
-	for i := range 6 {
+	for i := range callers {
 		g.Go(func() error {
 			r := store.Read{Fresh: i%2 == 0}
 			if i > 3 {
