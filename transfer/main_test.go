@@ -539,15 +539,18 @@ var quickProgram = sync.OnceValues(func() (string, error) {
 	return program, nil
 })
 
-// sampled reports whether the test that calls it does only a part of its work here: in short mode, and if this binary has
-// the race detector. Then all of it is done first, by the same test in a process without the detector, with which
-// thousands of children and cycles would take three times as long. They do the same things again and again: for the
-// detector a part of them is enough.
+// sampled reports whether the test that calls it does only a part of its work here: in short mode, and if all of it was
+// done elsewhere. Children and cycles, thousands of them, do the same things again and again: for the race detector a
+// part of them is enough.
 func sampled(t *testing.T, flags ...string) bool {
 	t.Helper()
-	if testing.Short() {
-		return true
-	}
+	return testing.Short() || elsewhere(t, flags...)
+}
+
+// elsewhere runs the test that calls it in a process without the race detector, if this one has it, and reports whether
+// it did. With it what a test does in one goroutine, or what is large, takes five times as long or more.
+func elsewhere(t *testing.T, flags ...string) bool {
+	t.Helper()
 	program, err := quickProgram()
 	if err != nil {
 		t.Fatal(err)
@@ -556,6 +559,9 @@ func sampled(t *testing.T, flags ...string) bool {
 		return false
 	}
 	flags = append(flags, "-test.run", "^"+t.Name()+"$", "-test.v")
+	if testing.Short() {
+		flags = append(flags, "-test.short")
+	}
 	if end, ok := t.Deadline(); ok {
 		flags = append(flags, "-test.timeout", (time.Until(end) * 9 / 10).String()) // so that it ends first
 	}

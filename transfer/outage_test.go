@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"nbc/chunk"
 	"golang.org/x/sys/unix"
+	"nbc/chunk"
 
 	"nbc/index"
 	"nbc/transfer/store"
@@ -624,8 +624,8 @@ func TestRestoreBesideABuild(t *testing.T) {
 			w.write("build/sub/c.o", noise(10, 250<<10))
 			w.touch("build/sub/c.o", was)
 		},
-		"removes one": func() { w.remove("build/b.o") },
-		"removes all": func() { w.remove("build") },
+		"removes one":     func() { w.remove("build/b.o") },
+		"removes all":     func() { w.remove("build") },
 		"links elsewhere": func() { w.write("build/to", "-> b.o") },
 		"makes a directory of it": func() {
 			w.remove("build/b.o")
@@ -633,7 +633,11 @@ func TestRestoreBesideABuild(t *testing.T) {
 		},
 	}
 	for what, do := range builds {
-		for _, step := range []string{"make work", "clear"} {
+		steps := []string{"clear"}
+		if what == "builds anew" {
+			steps = []string{"make work", "clear"}
+		}
+		for _, step := range steps {
 			w.hit(RestoreOptions{Name: "other", Replace: true})
 			w.write("build/a.o", "to be replaced") // and all others can be kept
 			var now map[string]string

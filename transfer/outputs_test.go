@@ -172,6 +172,9 @@ func TestOutputPathsCostNothing(t *testing.T) {
 
 // Where files before it were added, removed and changed, a file that was not read has its places all the same.
 func TestOutputPathsOfUntouchedFilesMove(t *testing.T) {
+	if elsewhere(t) {
+		return
+	}
 	w := newWorld(t, nil)
 	files := map[string]string{}
 	for i := range 40 {
@@ -666,6 +669,9 @@ func TestNormalReader(t *testing.T) {
 
 // The same through a store, with chunk borders, other files and other trees in the way.
 func TestOutputPathsInAnyTree(t *testing.T) {
+	if elsewhere(t) {
+		return
+	}
 	for seed := range 3 {
 		r := rand.New(rand.NewPCG(uint64(seed), 7))
 		files := map[string]string{}
