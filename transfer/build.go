@@ -12,8 +12,8 @@ import (
 )
 
 // Build is one build in one source tree: a restore, perhaps a second pass over the times, and a save. While it is open,
-// no other nbc works in the tree with the same receipt, and while one of these steps is at work none at all. Its methods
-// are not safe for concurrent use.
+// no other nbc works in the tree with the same receipt, and while one of these steps is at work none at all, but for a save
+// beside a save. Its methods are not safe for concurrent use.
 type Build struct {
 	cache   *Cache
 	root    string
@@ -75,15 +75,16 @@ func (c *Cache) Open(root, state string, private bool) (*Build, error) {
 	return b, nil
 }
 
-// lockTree keeps every other nbc out of the tree, whatever its receipt, while a step looks at the tree and changes it. It
-// is the tree itself that is locked: nothing is written for it, and a build that runs an nbc of its own between two steps
-// can do so. The error is ErrBusy. Where directories cannot be locked what else happens in the tree is only noticed.
-func (b *Build) lockTree() (free func(), err error) {
+// lockTree keeps every other nbc out of the tree, whatever its receipt, while a step looks at the tree and changes it; if
+// how is lockShared, only those that change it. It is the tree itself that is locked: nothing is written for it, and a build
+// that runs an nbc of its own between two steps can do so. The error is ErrBusy. Where directories cannot be locked what
+// else happens in the tree is only noticed, and so it is in a tree that lies in this one.
+func (b *Build) lockTree(how lockKind) (free func(), err error) {
 	f, err := os.Open(b.root)
 	if err != nil {
 		return nil, local(fmt.Errorf("opening the source tree: %w", err))
 	}
-	switch err := lockFile(f); {
+	switch err := lockFile(f, how); {
 	case errors.Is(err, ErrBusy):
 		err = fmt.Errorf("%w, or another program has locked the directory %s", ErrBusy, b.root)
 		return nil, local(errors.Join(err, f.Close()))

@@ -96,6 +96,7 @@ func sameSources(base, now []index.Source) bool {
 type effects struct {
 	r       *restoring
 	works   []*workDir
+	failed  string // a directory in which a work directory could not be made, or not as a whole
 	list    []*placement
 	mover   *mover // for clear, then for place
 	cleared *mover // nil until all is moved aside and looked at; only after that anything else is changed
@@ -149,6 +150,9 @@ func (e *effects) begin() error {
 			}
 		}
 		if err != nil {
+			if !errors.Is(err, ErrBusy) {
+				e.failed = dir
+			}
 			return local(fmt.Errorf("making a work directory: %w", err))
 		}
 		e.works = append(e.works, w)
@@ -247,29 +251,21 @@ func (e *effects) do(ctx context.Context, c candidate) error {
 	return nil
 }
 
-// looked makes sure that what was moved aside is what the restore saw when it looked at the tree, and decided what to keep
-// and that nothing is lost. A build may have been at work since, or another nbc where the tree could not be locked. From
-// here on nobody else gets at it.
+// looked makes sure that what was moved aside is what the restore saw when it looked at the tree: what it keeps is, byte
+// for byte, and nothing else came or was changed that would be lost. A build may have been at work since, or another nbc
+// where the tree could not be locked. From here on nobody gets at it by its path.
 func (e *effects) looked(ctx context.Context) error {
-	all, err := index.CompilePatterns([]string{"*"})
+	aside, err := index.CompilePatterns([]string{"old"})
 	if err != nil {
 		return err
 	}
-	// Being renamed changes the ctime of what is itself renamed, not of what is in it.
 	renamedTo := make(map[string]bool, len(e.mover.done))
 	for _, s := range e.mover.done {
 		renamedTo[s.to] = true
 	}
-	was := make(map[string]*index.Found, len(e.r.tree.Artifacts))
-	roots := byRoot(e.list)
-	for i := range e.r.tree.Artifacts {
-		if a := &e.r.tree.Artifacts[i]; roots.of(a.Path) != nil {
-			was[a.Path] = a
-		}
-	}
+	was, seen := e.r.tree.Artifacts, make([]bool, len(e.r.tree.Artifacts))
 	for _, w := range e.works {
-		old := filepath.Join(w.path, "old")
-		tree, err := index.Walker{Dirs: all}.Walk(ctx, old)
+		tree, err := index.Walker{Dirs: aside, NoSources: true}.Walk(ctx, w.path)
 		if err != nil {
 			return localUnless(ctx, fmt.Errorf("looking at the old artifacts again: %w", err))
 		}
@@ -279,43 +275,68 @@ func (e *effects) looked(ctx context.Context) error {
 				names[p.name] = p.root
 			}
 		}
+		place := func(p string) string { // in the tree
+			name, rest, _ := strings.Cut(strings.TrimPrefix(p, "old/"), "/")
+			return path.Join(names[name], rest)
+		}
 		for i := range tree.Artifacts {
 			f := &tree.Artifacts[i]
-			name, rest, _ := strings.Cut(f.Path, "/")
-			at := path.Join(names[name], rest)
-			a, ok := was[at]
-			if !ok {
+			if f.Path == "old" {
+				continue
+			}
+			at := place(f.Path)
+			k, ok := slices.BinarySearchFunc(was, at, func(a index.Found, p string) int { return strings.Compare(a.Path, p) })
+			switch {
+			case ok && e.sameArtifact(&was[k], f, renamedTo[filepath.Join(w.path, filepath.FromSlash(f.Path))]):
+				seen[k] = true
+			case ok:
+				return fmt.Errorf("%w: %s", ErrChanging, at)
+			case !slices.Contains(e.r.tree.Skipped, at): // a link that leads nowhere, in place of a cache directory
 				return fmt.Errorf("%w: %s is new", ErrChanging, at)
 			}
-			if !sameArtifact(a, f, renamedTo[filepath.Join(old, filepath.FromSlash(f.Path))]) {
-				return fmt.Errorf("%w: %s", ErrChanging, at)
+		}
+		for _, p := range tree.Skipped {
+			if at := place(p); !slices.Contains(e.r.tree.Skipped, at) {
+				return fmt.Errorf("%w: %s is new", ErrChanging, at)
 			}
-			delete(was, at)
 		}
 	}
-	for p := range was {
-		return fmt.Errorf("%w: %s is gone", ErrChanging, p)
+	roots := byRoot(e.list)
+	for i := range was {
+		if !seen[i] && roots.of(was[i].Path) != nil {
+			return fmt.Errorf("%w: %s is gone", ErrChanging, was[i].Path)
+		}
 	}
 	return nil
 }
 
 // sameArtifact compares what was found at one path before and after it was moved aside, and says by renamed whether it
-// was itself renamed. A directory may have been made anew; what is in it is compared by itself.
-func sameArtifact(a, b *index.Found, renamed bool) bool {
+// was itself renamed. What is kept must be the same in everything that the renaming does not change; of what is not, it
+// is enough that nobody has written it anew: hard links get another ctime from each other's renaming, and overlayfs
+// copies what is in its lower layers.
+func (e *effects) sameArtifact(a, b *index.Found, renamed bool) bool {
+	keep := e.staging.keep
 	if a.Kind != b.Kind || a.Target != b.Target {
 		return false
 	}
+	was, now := a.Stat, b.Stat
+	alike := was.Mode == now.Mode && was.MTime == now.MTime
 	if a.Kind == index.Dir {
+		if right, ok := keep.dirs[a.Path]; ok && right && !alike {
+			keep.dirs[a.Path] = false // it was made anew, for it could not be renamed, or somebody has changed it
+		}
 		return true
 	}
-	was := a.Stat
+	if !keep.has(a.Path) {
+		return alike && was.Size == now.Size
+	}
 	if renamed {
-		was.CTime = b.Stat.CTime
-		if was.Dev != b.Stat.Dev { // an overlay copies a file of its lower layer
-			was.Dev, was.Ino, was.Links = b.Stat.Dev, b.Stat.Ino, b.Stat.Links
+		was.CTime = now.CTime
+		if was.Dev != now.Dev { // a copy, as above
+			was.Dev, was.Ino = now.Dev, now.Ino
 		}
 	}
-	return was == b.Stat
+	return was == now
 }
 
 // finish cleans up, gives directories the times that all the renaming has changed, and fills in receipt and report.
@@ -428,12 +449,12 @@ func (e *effects) removeWork() error {
 // change back, and old ones in last. If one of these steps fails the next ones are left out, for they are right only
 // after it: beside new artifacts the sources keep their new times, and beside those times no old artifacts come back.
 func (e *effects) undo() error {
-	changed := e.changedDirs()
+	changed, merged := e.changedDirs(), e.cleared != nil
 	err := e.takeBack()
-	asBefore, began := err == nil, len(e.works) > 0 // else the tree is another's, as it was from the beginning
+	asBefore := err == nil
 	err = errors.Join(err, e.removeWork())
-	if asBefore && began { // but for what moving files and work directories has done to the directories that hold them
-		err = errors.Join(err, e.undoArtifactDirs(changed), e.undoDirTimes())
+	if asBefore { // but for what moving files and work directories has done to the directories that hold them
+		err = errors.Join(err, e.undoArtifactDirs(changed, merged), e.undoDirTimes(changed))
 	}
 	if err == nil {
 		err = e.r.Build.state.removeJournal()
@@ -455,25 +476,34 @@ func (e *effects) takeBack() error {
 	return e.cleared.undo()
 }
 
-// changedDirs says which of the old cache directories, and of those in them, the restore has changed so far, by moving
-// what is in them or by making them anew. The others were moved as they are, if at all: where they are not as they were,
-// it is somebody else who has changed them.
-func (e *effects) changedDirs() func(p *placement, at, dir string) bool {
-	if e.cleared != nil {
-		return func(*placement, string, string) bool { return true }
+// changedDirs returns the directories whose times the restore has changed so far by what it did in them, and those that
+// it has made anew. Others were moved as they are, if at all: where they are not as they were, somebody else did that.
+func (e *effects) changedDirs() map[string]bool {
+	dirs := map[string]bool{e.failed: true}
+	for _, w := range e.works {
+		dirs[filepath.Dir(w.path)] = true
 	}
-	anew := map[string]bool{}
-	for _, s := range e.mover.done {
-		if s.kind == removed {
-			anew[s.from] = true
+	for _, m := range []*mover{e.cleared, e.mover} {
+		if m == nil {
+			continue
+		}
+		for _, s := range m.done {
+			switch s.kind {
+			case renamed:
+				dirs[filepath.Dir(s.from)], dirs[filepath.Dir(s.to)] = true, true
+			case made:
+				dirs[filepath.Dir(s.to)] = true
+			case removed:
+				dirs[filepath.Dir(s.from)], dirs[s.from] = true, true
+			}
 		}
 	}
-	return func(p *placement, at, dir string) bool { return p.inside && at == p.root || anew[dir] }
+	return dirs
 }
 
-// undoArtifactDirs gives the old cache directories, and what is in them, the modes and times that they had, where changed
-// says so.
-func (e *effects) undoArtifactDirs(changed func(p *placement, at, dir string) bool) error {
+// undoArtifactDirs gives the old cache directories, and what is in them, the modes and times that they had: those that
+// were changed, or all if what is kept was merged.
+func (e *effects) undoArtifactDirs(changed map[string]bool, merged bool) error {
 	var errs []error
 	roots := byRoot(e.list)
 	for i := range e.r.tree.Artifacts {
@@ -484,7 +514,7 @@ func (e *effects) undoArtifactDirs(changed func(p *placement, at, dir string) bo
 		}
 		rel := strings.TrimPrefix(a.Path, p.root)
 		dir := p.target + filepath.FromSlash(rel)
-		if !changed(p, a.Path, dir) {
+		if !changed[dir] && !merged {
 			continue
 		}
 		st, err := index.LstatFile(p.target, "."+rel)
@@ -502,12 +532,19 @@ func (e *effects) undoArtifactDirs(changed func(p *placement, at, dir string) bo
 	return errors.Join(errs...)
 }
 
-// undoDirTimes gives directories that work directories were made in, and that files were moved out of and into, the
-// times that they had before that.
-func (e *effects) undoDirTimes() error {
+// undoDirTimes gives directories of sources that were changed the times that they had before that.
+func (e *effects) undoDirTimes(changed map[string]bool) error {
 	var errs []error
-	for p, st := range e.dirs {
-		errs = append(errs, setDirTime(filepath.Join(e.r.root, filepath.FromSlash(p)), st.MTime))
+	for p, was := range e.dirs {
+		dir := filepath.Join(e.r.root, filepath.FromSlash(p))
+		if !changed[dir] {
+			continue
+		}
+		st, err := index.LstatFile(e.r.root, p)
+		if err == nil && st.MTime != was.MTime {
+			err = setDirTime(dir, was.MTime)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

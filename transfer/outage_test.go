@@ -665,25 +665,144 @@ func TestSameArtifact(t *testing.T) {
 	file := index.Found{Path: "build/a.o", Kind: index.File, Stat: index.Stat{
 		Dev: 1, Ino: 2, Mode: unix.S_IFREG | 0o644, Links: 1, Size: 3, MTime: 4, CTime: 5,
 	}}
+	e := &effects{staging: &staging{}}
 	for what, c := range map[string]struct {
-		change        func(f *index.Found)
-		moved, itself bool // same if a directory above it was renamed, or it itself
+		change func(f *index.Found)
+		// same if it is kept and a directory above it was renamed, or it itself; or if it is not kept
+		moved, itself, other bool
 	}{
-		"nothing":                {func(*index.Found) {}, true, true},
-		"ctime":                  {func(f *index.Found) { f.Stat.CTime++ }, false, true},
-		"copied up by overlayfs": {func(f *index.Found) { f.Stat.Dev, f.Stat.Ino, f.Stat.CTime = 6, 7, 8 }, false, true},
-		"inode":                  {func(f *index.Found) { f.Stat.Ino++ }, false, false},
-		"mtime":                  {func(f *index.Found) { f.Stat.MTime++ }, false, false},
-		"size":                   {func(f *index.Found) { f.Stat.Size++ }, false, false},
-		"mode":                   {func(f *index.Found) { f.Stat.Mode ^= 0o100 }, false, false},
-		"kind":                   {func(f *index.Found) { f.Kind = index.Dir }, false, false},
-		"target":                 {func(f *index.Found) { f.Target = "b.o" }, false, false},
+		"nothing":                {func(*index.Found) {}, true, true, true},
+		"ctime":                  {func(f *index.Found) { f.Stat.CTime++ }, false, true, true},
+		"copied up by overlayfs": {func(f *index.Found) { f.Stat.Dev, f.Stat.Ino, f.Stat.CTime = 6, 7, 8 }, false, true, true},
+		"inode":                  {func(f *index.Found) { f.Stat.Ino++ }, false, false, true},
+		"links":                  {func(f *index.Found) { f.Stat.Links++ }, false, false, true},
+		"mtime":                  {func(f *index.Found) { f.Stat.MTime++ }, false, false, false},
+		"size":                   {func(f *index.Found) { f.Stat.Size++ }, false, false, false},
+		"mode":                   {func(f *index.Found) { f.Stat.Mode ^= 0o100 }, false, false, false},
+		"kind":                   {func(f *index.Found) { f.Kind = index.Dir }, false, false, false},
+		"target":                 {func(f *index.Found) { f.Target = "b.o" }, false, false, false},
 	} {
 		now := file
 		c.change(&now)
-		if moved, itself := sameArtifact(&file, &now, false), sameArtifact(&file, &now, true); moved != c.moved || itself != c.itself {
-			t.Errorf("%s: %v, %v", what, moved, itself)
+		e.staging.keep = &keeping{files: map[string]index.Stat{file.Path: file.Stat}}
+		moved, itself := e.sameArtifact(&file, &now, false), e.sameArtifact(&file, &now, true)
+		e.staging.keep = &keeping{}
+		other := e.sameArtifact(&file, &now, false)
+		if moved != c.moved || itself != c.itself || other != c.other {
+			t.Errorf("%s: %v, %v, %v", what, moved, itself, other)
 		}
+	}
+}
+
+// Hard links, links to directories, directories that somebody else has touched: a restore over them goes on.
+func TestRestoreOverWhatItMayReplace(t *testing.T) {
+	over := func(t *testing.T, w *world, tree Tree) {
+		t.Helper()
+		for i := range 2 {
+			if rep, err := w.restore(RestoreOptions{Tree: tree, Replace: true}); err != nil || !rep.Hit {
+				t.Errorf("restore %d: %v, %+v", i, err, rep)
+			}
+			w.clean()
+		}
+	}
+	t.Run("a cache directory that is a file, and a hard link to one in another", func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.put(map[string]string{"a.c": "a", "build/prog": "object"})
+		w.must(os.Link(w.path("build/prog"), w.path("prog")))
+		tree := Tree{Dirs: []string{"build", "prog"}}
+		w.saved(SaveOptions{Name: "n", Tree: tree})
+		over(t, w, tree)
+	})
+	t.Run("hard links in a directory behind a link", func(t *testing.T) {
+		w := newWorld(t, nil)
+		out := filepath.Join(t.TempDir(), "out")
+		w.must(os.MkdirAll(filepath.Join(out, "deps"), 0o755))
+		w.must(os.WriteFile(filepath.Join(out, "deps", "prog-1"), []byte("x"), 0o644))
+		w.must(os.Link(filepath.Join(out, "deps", "prog-1"), filepath.Join(out, "prog")))
+		w.put(map[string]string{"a.c": "a", "build": "-> " + out})
+		w.first()
+		w.hit(RestoreOptions{}) // without Replace: what was saved is known
+		over(t, w, build)
+	})
+	t.Run("a link into the tree", func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.put(map[string]string{"a.c": "a", "src/b.c": "b", "build/a.o": "object"})
+		w.first()
+		w.remove("build")
+		w.write("build", "-> "+w.path("src"))
+		over(t, w, build)
+		if w.read("src/b.c") != "b" {
+			t.Error("the source is another one")
+		}
+	})
+	t.Run("a kept directory gets another mode and time meanwhile", func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.put(smallTree())
+		w.first()
+		w.hit(RestoreOptions{Replace: true})
+		w.write("build/a.o", "changed")
+		want := w.stat("build/sub")
+		at(t, "clear", func() {
+			w.must(os.Chmod(w.path("build/sub"), 0o700))
+			w.touch("build/sub", 12345)
+		})
+		over(t, w, build)
+		if got := w.stat("build/sub"); got.Mode != want.Mode || got.MTime != want.MTime {
+			t.Errorf("%o %d, want %o %d", got.Mode, got.MTime, want.Mode, want.MTime)
+		}
+	})
+}
+
+// A link that comes in place of a cache directory while a restore is at work is not nbc's to remove.
+func TestRestoreWhileALinkComes(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(map[string]string{"a.c": "a", "src/b.c": "b", "build/a.o": "object"})
+	w.first()
+	w.remove("build")
+	at(t, "clear", func() { w.write("build", "-> src") })
+	if rep, err := w.restore(RestoreOptions{}); !errors.Is(err, ErrChanging) {
+		t.Errorf("%v, %+v", err, rep)
+	}
+	if to, err := os.Readlink(w.path("build")); err != nil || to != "src" {
+		t.Errorf("%s, %v", to, err)
+	}
+}
+
+// What a restore that ends early has done to directories of sources is taken back, and nothing that others did.
+func TestRestoreStoppedLeavesDirectoryTimes(t *testing.T) {
+	w := newWorld(t, nil)
+	tree := Tree{Dirs: []string{"p/*/dist"}}
+	w.put(map[string]string{"a.c": "a", "p/a/b.c": "b", "p/a/dist/x": "1"})
+	w.saved(SaveOptions{Name: "n", Tree: tree})
+	w.remove("p/a/dist")
+	w.touch(".", 1e18)
+	now := map[string]string{}
+	at(t, "clear", func() {
+		w.write("p/a/new.c", "n")
+		w.put(map[string]string{"p/a/dist/mine": "somebody's"})
+		now = w.snapshot()
+	})
+	if rep, err := w.restore(RestoreOptions{Tree: tree}); !errors.Is(err, ErrChanging) {
+		t.Errorf("%v, %+v", err, rep)
+	}
+	got := w.snapshot()
+	for _, p := range []string{"p", "p/a/dist", "p/a/dist/mine", "p/a/new.c"} {
+		if got[p] != now[p] {
+			t.Errorf("%s is %s, was %s", p, got[p], now[p])
+		}
+	}
+	if got := w.stat(".").MTime; got != 1e18 {
+		t.Errorf("the tree is of %d", got)
+	}
+	// The work directory cannot be filled: the tree has its time again all the same.
+	w.remove("p/a/dist")
+	w.touch(".", 1e18)
+	at(t, "work made", func() { w.must(os.Mkdir(w.path(workName+"/new"), 0o700)) })
+	if rep, err := w.restore(RestoreOptions{Tree: tree}); !errors.Is(err, ErrLocal) {
+		t.Errorf("%v, %+v", err, rep)
+	}
+	if got := w.stat(".").MTime; got != 1e18 {
+		t.Errorf("after a work directory that could not be filled, the tree is of %d", got)
 	}
 }
 
@@ -720,11 +839,14 @@ func TestAnotherReceiptInOneTree(t *testing.T) {
 	w.first()
 	another := *w
 	another.state = filepath.Join(t.TempDir(), "another")
+	saving := false
 	busy := func() {
 		if rep, err := another.restore(RestoreOptions{Replace: true}); !errors.Is(err, ErrBusy) || !errors.Is(err, ErrLocal) {
 			t.Errorf("restore: %v, %+v", err, rep)
 		}
-		if rep, err := another.save(SaveOptions{Name: "x", Tree: build}); !errors.Is(err, ErrBusy) || !errors.Is(err, ErrLocal) {
+		if saving {
+			another.saved(SaveOptions{Name: "x", Tree: build}) // which changes nothing in the tree
+		} else if rep, err := another.save(SaveOptions{Name: "x", Tree: build}); !errors.Is(err, ErrBusy) || !errors.Is(err, ErrLocal) {
 			t.Errorf("save: %v, %+v", err, rep)
 		}
 	}
@@ -749,6 +871,7 @@ func TestAnotherReceiptInOneTree(t *testing.T) {
 	at(t, "second pass", busy)
 	w.must(w.in(func(b *Build) error { _, err := b.Times(t.Context()); return err }))
 	w.write("build/a.o", "new")
+	saving = true
 	at(t, "index", busy)
 	w.saved(SaveOptions{})
 	another.hit(RestoreOptions{Replace: true})

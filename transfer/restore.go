@@ -81,7 +81,7 @@ func (b *Build) Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, 
 		}
 		return r.report, err
 	}
-	free, err := b.lockTree()
+	free, err := b.lockTree(lockAlone)
 	if err == nil {
 		defer free()
 		err = r.run(ctx, w, names)

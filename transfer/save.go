@@ -52,7 +52,7 @@ func (b *Build) Save(ctx context.Context, o SaveOptions) (*SaveReport, error) {
 	s := &saving{Build: b, o: o, report: &SaveReport{Report: Report{Version: ReportVersion, Action: "save", Name: o.Name}}}
 	defer func() { s.report.Seconds = b.cache.now().Sub(start).Seconds() }()
 	b.cache.Progress.start("saving")
-	free, err := b.lockTree()
+	free, err := b.lockTree(lockShared)
 	if err != nil {
 		return s.report, err
 	}

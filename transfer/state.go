@@ -77,17 +77,25 @@ func openState(path string) (*state, error) {
 	if err != nil {
 		return nil, local(fmt.Errorf("opening the lock: %w", err))
 	}
-	if err := lockFile(f); err != nil {
+	if err := lockFile(f, lockAlone); err != nil {
 		return nil, local(errors.Join(fmt.Errorf("%w (lock %s)", err, path+".lock"), f.Close()))
 	}
 	return &state{path: path, lock: f}, nil
 }
 
+// lockKind is how a file is locked.
+type lockKind int
+
+const (
+	lockAlone  lockKind = unix.LOCK_EX
+	lockShared lockKind = unix.LOCK_SH // beside others of this kind
+)
+
 // lockFile takes the lock of an open file or directory without waiting for it. The error is ErrBusy if another process
 // has it. It is free again after unlock, and when the process ends in any way.
-func lockFile(f *os.File) error {
+func lockFile(f *os.File, how lockKind) error {
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), int(how)|unix.LOCK_NB)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

@@ -22,7 +22,7 @@ func (b *Build) Times(ctx context.Context) (*TimesReport, error) {
 	defer func() { rep.Seconds = b.cache.now().Sub(start).Seconds() }()
 	p := b.cache.Progress
 	p.start("hashing sources")
-	free, err := b.lockTree()
+	free, err := b.lockTree(lockAlone)
 	if err != nil {
 		return rep, err
 	}

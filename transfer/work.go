@@ -78,7 +78,7 @@ func openWork(path string) (*workDir, error) {
 		return nil, err
 	}
 	w := &workDir{path: path, file: f, locked: true}
-	if err = lockFile(f); noLocks(err) {
+	if err = lockFile(f, lockAlone); noLocks(err) {
 		w.locked, err = false, nil
 	}
 	var was, now fs.FileInfo

@@ -105,7 +105,7 @@ func hintFor(err error) string {
 		return "somebody deleted gc/state or put back an old copy; use an empty prefix or directory until it is restored; or, " +
 			"if it is one index that makes the epoch up, drop it with nbc rm"
 	case "busy":
-		return "wait for it to end; builds that run at the same time need a source tree each"
+		return "wait for it to end, or for the flock that calls nbc; builds that run at the same time need a source tree each"
 	case "changing":
 		return "is the build over? Nothing may write to the directories while nbc saves or restores them"
 	case "no-receipt":
