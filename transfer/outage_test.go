@@ -746,7 +746,7 @@ func TestRestoreOverWhatItMayReplace(t *testing.T) {
 			w.must(os.Chmod(w.path("build/sub"), 0o700))
 			w.touch("build/sub", 12345)
 		})
-		over(t, w, build)
+		w.hit(RestoreOptions{Replace: true})
 		if got := w.stat("build/sub"); got.Mode != want.Mode || got.MTime != want.MTime {
 			t.Errorf("%o %d, want %o %d", got.Mode, got.MTime, want.Mode, want.MTime)
 		}
