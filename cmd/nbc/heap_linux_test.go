@@ -67,6 +67,7 @@ func TestPrepareHeap(t *testing.T) {
 		storetest.Need(t, "hugepages", err)
 	}
 	percent := debug.SetGCPercent(100)
+	ballast = nil // another test may have run a command in this process
 	t.Cleanup(func() {
 		ballast = nil
 		debug.SetGCPercent(percent)
